@@ -1,0 +1,1 @@
+"""Metrics, intervals, pictures, report."""

@@ -1,0 +1,1 @@
+"""Readers of known folder layouts, one per file."""

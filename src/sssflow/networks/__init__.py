@@ -1,0 +1,1 @@
+"""Students behind one interface: features(x) and head(features)."""

@@ -1,0 +1,1 @@
+"""Coarse masks to boxes and points."""

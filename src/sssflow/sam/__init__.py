@@ -1,0 +1,1 @@
+"""SAM-2 as a promptable model and as a network."""

@@ -1,0 +1,1 @@
+"""Volumes: grids, file formats, packed storage, intensity rules."""

@@ -1,0 +1,36 @@
+"""Intensity rules: raw voxel values of one volume to network input, with no other case involved."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sssflow.contracts.model import IntensityRule
+
+
+def normalise(volume_shw: NDArray[np.generic], rule: IntensityRule) -> NDArray[np.float32]:
+    """Apply `rule` to a whole volume.
+
+    A constant volume becomes zero. Input of any real dtype; output float32 of the same shape, in
+    [0, 1] for all rules but `zscore` and `none`.
+    """
+    volume = volume_shw.astype(np.float32)
+    if rule.kind == "none":
+        return volume
+    if rule.kind == "zscore":
+        std = np.float32(volume.std())
+        centred: NDArray[np.float32] = volume - np.float32(volume.mean())
+        return centred / std if std > 0 else np.zeros_like(volume)
+    low, high = _limits(volume, rule)
+    if high <= low:
+        return np.zeros_like(volume)
+    return np.clip((volume - low) / (high - low), 0.0, 1.0).astype(np.float32)
+
+
+def _limits(volume: NDArray[np.float32], rule: IntensityRule) -> tuple[float, float]:
+    if rule.kind == "minmax":
+        return float(volume.min()), float(volume.max())
+    if rule.kind == "percentile":
+        low, high = np.percentile(volume, [rule.low_pct, rule.high_pct])
+        return float(low), float(high)
+    return rule.window_low, rule.window_high
