@@ -14,13 +14,13 @@ def normalise(volume_shw: NDArray[np.generic], rule: IntensityRule) -> NDArray[n
     A constant volume becomes zero. Input of any real dtype; output float32 of the same shape, in
     [0, 1] for all rules but `zscore` and `none`.
     """
-    volume = volume_shw.astype(np.float32)
+    volume: NDArray[np.float32] = volume_shw.astype(np.float32)
     if rule.kind == "none":
         return volume
     if rule.kind == "zscore":
         std = np.float32(volume.std())
         centred: NDArray[np.float32] = volume - np.float32(volume.mean())
-        return centred / std if std > 0 else np.zeros_like(volume)
+        return np.divide(centred, std) if std > 0 else np.zeros_like(volume)
     low, high = _limits(volume, rule)
     if high <= low:
         return np.zeros_like(volume)
