@@ -18,9 +18,12 @@ def normalise(volume_shw: NDArray[np.generic], rule: IntensityRule) -> NDArray[n
     if rule.kind == "none":
         return volume
     if rule.kind == "zscore":
-        std = np.float32(volume.std())
-        centred: NDArray[np.float32] = volume - np.float32(volume.mean())
-        return np.divide(centred, std) if std > 0 else np.zeros_like(volume)
+        std = float(volume.std())
+        if std == 0:
+            return np.zeros_like(volume)
+        volume -= np.float32(volume.mean())
+        volume /= np.float32(std)
+        return volume
     low, high = _limits(volume, rule)
     if high <= low:
         return np.zeros_like(volume)

@@ -1,0 +1,36 @@
+"""The one interface of every student: features, then head.
+
+Axis letters: b batch, c input channels, k classes, h rows, w columns.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+
+class SegmentationNet(nn.Module, ABC):
+    """A network split where semi-supervised methods perturb it: between features and head.
+
+    Attributes:
+        class_count: Number of output classes k, background included.
+        feature_channels: Channels of each map of `features`, fine to coarse.
+        stride: Input height and width must be multiples of it.
+    """
+
+    class_count: int
+    feature_channels: tuple[int, ...]
+    stride: int
+
+    @abstractmethod
+    def features(self, image_bchw: Tensor) -> list[Tensor]:
+        """Encoder maps, fine to coarse, map i of shape (b, feature_channels[i], …)."""
+
+    @abstractmethod
+    def head(self, features: list[Tensor]) -> Tensor:
+        """Logits (b, k, h, w) at input size from maps of the shapes that `features` gives."""
+
+    def forward(self, image_bchw: Tensor) -> Tensor:
+        """Logits (b, k, h, w)."""
+        return self.head(self.features(image_bchw))

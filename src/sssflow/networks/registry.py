@@ -1,0 +1,69 @@
+"""From a NetworkConfig to a network; a new network is one file plus one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypedDict
+
+import torch
+
+from sssflow.errors import UsageError
+from sssflow.networks.base import SegmentationNet
+from sssflow.networks.config import NetworkConfig
+from sssflow.networks.unet import UNet
+
+
+class _Sizes(TypedDict):
+    base_channels: int
+    levels: int
+    dropout: float
+
+
+def _monai_basic_unet(class_count: int, config: NetworkConfig) -> SegmentationNet:
+    # MONAI takes seconds to import: only who asks for it pays.
+    from sssflow.networks.monai_nets import MonaiBasicUNet
+
+    return MonaiBasicUNet(class_count, **_sizes(config))
+
+
+def _monai_dynunet(class_count: int, config: NetworkConfig) -> SegmentationNet:
+    from sssflow.networks.monai_nets import MonaiDynUNet
+
+    return MonaiDynUNet(class_count, **_sizes(config))
+
+
+def _unet(class_count: int, config: NetworkConfig) -> SegmentationNet:
+    return UNet(class_count, **_sizes(config))
+
+
+NETWORKS: dict[str, Callable[[int, NetworkConfig], SegmentationNet]] = {
+    "unet": _unet,
+    "monai_basic_unet": _monai_basic_unet,
+    "monai_dynunet": _monai_dynunet,
+}
+
+
+def build_network(config: NetworkConfig, class_count: int, *, seed: int) -> SegmentationNet:
+    """A freshly initialised network; equal arguments give bit-equal weights on CPU.
+
+    The global random state is left as it was.
+
+    Raises:
+        UsageError: The configuration does not fit the network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return NETWORKS[config.name](class_count, config)
+        except ValueError as error:
+            raise UsageError(
+                "The network cannot be built.", where=f"network {config.name}", found=error
+            ) from None
+
+
+def _sizes(config: NetworkConfig) -> _Sizes:
+    return {
+        "base_channels": config.base_channels,
+        "levels": config.levels,
+        "dropout": config.dropout,
+    }
