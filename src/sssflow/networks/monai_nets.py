@@ -76,6 +76,9 @@ class MonaiDynUNet(SegmentationNet):
             dropout=0.1 * dropout or None,
             res_block=True,
         )
+        # The recursive view holds the same modules a second time under other names; without it
+        # every weight has one name.
+        del self.net.skip_layers
 
     def features(self, image_bchw: Tensor) -> list[Tensor]:
         """One map per level; map i has size (h, w) / 2^i."""

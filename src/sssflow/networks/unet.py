@@ -1,9 +1,9 @@
 """The 2-D U-Net that SSL4MIS, UA-MT's 2-D line, BCP and UniMatch-medical all compare with.
 
 Facts: 16 to 256 channels, two 3x3 convolutions per level with batch norm and leaky ReLU, dropout
-0.05/0.1/0.2/0.3/0.5 from fine to coarse between the two, transposed convolutions upwards, no
-dropout in the decoder; 1.8 million parameters with one input channel and four classes
-(research dossier C.2, E.2).
+0.05/0.1/0.2/0.3/0.5 from fine to coarse between the two, upwards a 1x1 convolution and bilinear
+resizing with aligned corners, no dropout in the decoder; 1,813,764 parameters with one input
+channel and four classes. Source: SSL4MIS (HiLab-git/SSL4MIS), research dossier C.2 and E.2.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sssflow.networks.base import SegmentationNet
 
@@ -34,16 +35,19 @@ class ConvBlock(nn.Sequential):
 
 
 class UpBlock(nn.Module):
-    """Twice the size by transposed convolution, joined with the skip map, then a ConvBlock."""
+    """1x1 convolution, bilinear to the skip map's size, joined with it, then a ConvBlock."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.up = nn.ConvTranspose2d(inputs, outputs, 2, stride=2)
+        self.reduce = nn.Conv2d(inputs, outputs, 1)
         self.conv = ConvBlock(2 * outputs, outputs, dropout=0.0)
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         """(b, inputs, h/2, w/2) and (b, outputs, h, w) to (b, outputs, h, w)."""
-        joined: Tensor = self.conv(torch.cat([skip, self.up(coarse)], dim=1))
+        raised = functional.interpolate(
+            self.reduce(coarse), scale_factor=2.0, mode="bilinear", align_corners=True
+        )
+        joined: Tensor = self.conv(torch.cat([skip, raised], dim=1))
         return joined
 
 

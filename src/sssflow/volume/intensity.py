@@ -27,7 +27,9 @@ def normalise(volume_shw: NDArray[np.generic], rule: IntensityRule) -> NDArray[n
     low, high = _limits(volume, rule)
     if high <= low:
         return np.zeros_like(volume)
-    return np.clip((volume - low) / (high - low), 0.0, 1.0).astype(np.float32)
+    volume -= np.float32(low)
+    volume /= np.float32(high - low)
+    return np.clip(volume, 0.0, 1.0, out=volume)
 
 
 def _limits(volume: NDArray[np.float32], rule: IntensityRule) -> tuple[float, float]:
