@@ -1,0 +1,46 @@
+# Every target makes its own environment first (tools/setup.sh); a second call does not reinstall.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV ?= .venv
+PYTHON ?=
+WORKERS ?= 2
+BIN := $(VENV)/bin
+export PYTHON
+
+# Two test processes on two cores: one compute thread each, and no thread that waits by spinning.
+THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MPLBACKEND=Agg
+
+.PHONY: help setup demo test lint type format lock pipelines clean
+
+help:  ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## Make the environment in .venv from the hashed locks (the other targets do it themselves)
+	@tools/setup.sh $(VENV)
+
+demo: setup  ## Run the whole flow on phantom hearts; the result lies in demo/
+	@MPLBACKEND=Agg $(BIN)/sssflow demo demo
+
+test: lint type  ## Everything that must hold: lint, types, all tests
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+lint: setup  ## Check format and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+type: setup  ## Check types (strict)
+	$(BIN)/mypy
+
+format: setup  ## Put all Python files into the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: setup  ## Resolve requirements/*.txt again from pyproject.toml
+	tools/lock.sh $(VENV)
+
+pipelines: setup  ## Compile the pipelines to the IR that is committed beside them
+	$(BIN)/sssflow pipeline compile
+
+clean:  ## Remove the environment, caches and everything that the commands above left
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo local_outputs
+	find src tests components pipelines benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
