@@ -1,0 +1,1 @@
+"""Procedural scans in the layouts of real data sets: hearts (ACDC) and head CT (BHSD)."""
