@@ -30,6 +30,8 @@ RV, MYOCARDIUM, LV = 1, 2, 3
 
 _FINE = 2  # fine pixels per pixel side
 _SUB = 4  # sub-slices per slice
+_RV_MIDDLE = 0.8  # centre of the right ventricle, in epicardial radii towards the septum
+_RV_HALF = 0.95  # its half-width, in `rv_width`
 _TISSUES = ("outside", "rv", "myocardium", "lv", "papillary", "wall", "fat", "vessel")
 _OUTSIDE, _RV, _MYO, _LV, _PAPILLARY, _WALL, _FAT, _VESSEL = range(len(_TISSUES))
 _LABEL_OF_TISSUE = np.array([0, RV, MYOCARDIUM, LV, LV, 0, 0, 0], dtype=np.uint8)
@@ -55,11 +57,17 @@ class Anatomy:
     lean: tuple[float, float]
     papillary: tuple[float, float, float]
     vessel_angle: float
+    fat: tuple[float, float, float]
 
     @property
     def epicardium(self) -> float:
         """Outer radius of the left ventricle at the base, mm."""
         return self.cavity + self.wall
+
+    @property
+    def rv_edge(self) -> float:
+        """Distance of the right ventricular free wall from the LV centre at the base, mm."""
+        return _RV_MIDDLE * self.epicardium + _RV_HALF * self.rv_width
 
     def scaled(self, factor: float) -> Anatomy:
         """The same heart, `factor` times as wide (its length stays)."""
@@ -105,7 +113,7 @@ def draw_heart(
     scene, ed = _scene(rng, ed, sizes, difficulty)
     es = _contracted(rng, ed, group)
     looks = draw_looks(rng, difficulty)
-    background = draw_thorax(rng, scene, ed.epicardium, ed.rv_width, looks, difficulty)
+    background = draw_thorax(rng, scene, ed.epicardium, ed.rv_edge, looks, difficulty)
     images: dict[str, NDArray[np.int16]] = {}
     masks: dict[str, NDArray[np.uint8]] = {}
     bias = bias_field(rng, (scene.slices, *scene.shape_hw), 0.12 + 0.38 * difficulty)
@@ -127,7 +135,7 @@ def draw_heart(
 
 _CAVITY_MM = {"NOR": (21, 26), "DCM": (29, 36), "HCM": (16, 21), "MINF": (23, 31), "RV": (18, 23)}
 _WALL_MM = {"NOR": (8, 11), "DCM": (6, 8.5), "HCM": (15, 21), "MINF": (7.5, 10), "RV": (7.5, 10)}
-_RV_MM = {"NOR": (17, 23), "DCM": (16, 26), "HCM": (13, 19), "MINF": (15, 23), "RV": (27, 36)}
+_RV_MM = {"NOR": (25, 32), "DCM": (22, 32), "HCM": (20, 27), "MINF": (21, 31), "RV": (36, 46)}
 _EJECTION = {
     "NOR": (0.26, 0.36), "DCM": (0.05, 0.12), "HCM": (0.36, 0.46),
     "MINF": (0.10, 0.20), "RV": (0.20, 0.32),
@@ -157,13 +165,14 @@ def _anatomy(rng: np.random.Generator, group: str, difficulty: float) -> Anatomy
         thin_angle=rng.uniform(-np.pi, np.pi),
         rv_width=rng.uniform(*_RV_MM[group]),
         rv_reach=rng.uniform(0.95, 1.2),
-        rv_bend=rng.uniform(0.35, 0.65) / (radius + 9),
+        rv_bend=rng.uniform(0.2, 0.5) / (radius + 9),
         rv_apex=rng.uniform(0.1, 0.35),
         rv_top=rng.uniform(0.92, 1.12),
         valve_tilt=(vary * rng.uniform(-0.35, 0.35), vary * rng.uniform(-0.35, 0.35)),
         lean=(vary * rng.uniform(-0.2, 0.2), vary * rng.uniform(-0.2, 0.2)),
         papillary=(rng.uniform(1.0, 1.7), rng.uniform(-2.4, -1.7), rng.uniform(0.14, 0.24)),
         vessel_angle=rng.uniform(-1.2, 1.2),
+        fat=tuple(rng.uniform(-0.9, 0.9, size=3)),
     )
 
 
@@ -206,11 +215,11 @@ def _scene(
     spare = slices * slice_mm - heart.length
     base_mm = spare * above / (above + below)
     field = min(height, width) * spacing
-    extent = 2 * heart.epicardium + 0.85 * heart.rv_width
-    heart = heart.scaled(min(1.0, 0.74 * field / extent))
+    extent = heart.epicardium + heart.rv_edge
+    heart = heart.scaled(min(1.0, 0.8 * field / extent))
     septum = np.pi + (0.25 + 0.95 * difficulty) * rng.uniform(-1, 1)
     off = 0.055 * field * rng.uniform(-1, 1, size=2)
-    pull = 0.4 * heart.rv_width
+    pull = 0.5 * (heart.rv_edge - heart.epicardium)
     centre = (
         float(off[0] - pull * np.sin(septum)),
         float(off[1] - pull * np.cos(septum)),
@@ -273,9 +282,7 @@ def _majority(fine: NDArray[np.uint8], parts: int) -> NDArray[np.uint8]:
 def _window(n_hw: Floats, t_hw: Floats, heart: Anatomy, factor: int) -> tuple[slice, slice]:
     """The fine rows and columns that the heart can reach, in whole pixels."""
     reach = heart.epicardium * 1.25 + 14
-    inside = (
-        (n_hw > -reach) & (n_hw < reach + heart.rv_width) & (np.abs(t_hw) < reach * heart.rv_reach)
-    )
+    inside = (n_hw > -reach) & (n_hw < heart.rv_edge + 14) & (np.abs(t_hw) < reach * heart.rv_reach)
     found = []
     for axis in (1, 0):
         line = np.flatnonzero(inside.any(axis=axis))
@@ -295,22 +302,24 @@ def tissue_map(heart: Anatomy, n_hw: Floats, t_hw: Floats, u_k: Floats) -> NDArr
     cos1, sin1 = n / radius, t / radius
     cos2, sin2 = cos1 * cos1 - sin1 * sin1, 2 * cos1 * sin1
     inner, outer = _lv_radii(heart, u, cos1, sin1, cos2, sin2)
-    # The valve plane is tilted: one side of the ring ends before the other.
+    # The ring of muscle is cut askew: at the base one side of it ends before the other, while
+    # the cavity is counted up to the valve.
     top = (u + (heart.valve_tilt[0] * n + heart.valve_tilt[1] * t) / heart.length).astype(
         np.float32
     )
-    below_valve = top < 1
     tissue = np.zeros(radius.shape, dtype=np.uint8)
     _draw_right_side(heart, tissue, n, t, u)
     gap = radius - outer
-    fat = (gap < 5.5) & (np.abs(sin1) * 5.5 - np.abs(cos1 - 0.25) * 6 > gap + 1.5) & (tissue == 0)
-    tissue[fat & (u > 0.25)] = _FAT
+    lobes = cos2 * heart.fat[0] + sin2 * heart.fat[1] + sin1 * heart.fat[2]
+    fat = (gap < 5.5 * lobes) & (tissue == 0) & (u > 0.25) & (u < 1.2)
+    tissue[fat] = _FAT
     in_wall = gap < 0
-    tissue[in_wall & below_valve] = _MYO
+    tissue[in_wall] = _WALL
+    tissue[in_wall & (np.maximum(top, u) < 1)] = _MYO
     in_cavity = radius < inner
-    tissue[in_cavity & below_valve] = _LV
+    tissue[in_cavity & (u < 1)] = _LV
     _draw_papillary(heart, tissue, n, t, u, inner)
-    _draw_above_valve(heart, tissue, n, t, radius, top)
+    _draw_above_valve(heart, tissue, n, t, radius, u)
     return tissue
 
 
@@ -343,9 +352,9 @@ def _draw_right_side(
     down = np.clip((1 - u) / (1 - heart.rv_apex), 0, None)
     profile = np.sqrt(np.clip(1 - down**2.0, 0, None)) + np.float32(1e-3)
     epicardium = heart.epicardium
-    half_n = 0.85 * heart.rv_width * profile
+    half_n = _RV_HALF * heart.rv_width * profile
     half_t = heart.rv_reach * epicardium * profile
-    middle = epicardium * np.sqrt(np.clip(1 - down**2.2, 0, None)) * 0.72 + 0.1 * heart.rv_width
+    middle = epicardium * np.sqrt(np.clip(1 - down**2.2, 0, None)) * _RV_MIDDLE
     across = (n - middle + heart.rv_bend * 0.5 * t * t) / half_n
     along = t / half_t
     reach = np.sqrt(across * across + along * along)
@@ -375,11 +384,11 @@ def _draw_above_valve(
     n: Floats,
     t: Floats,
     radius: Floats,
-    top: Floats,
+    u: Floats,
 ) -> None:
     """Left atrium and aortic root: as bright as the cavity, and not part of any class."""
-    above = (top >= 1) & (tissue != _RV)
-    atrium = heart.epicardium * 0.85 * (1.15 - 0.5 * np.clip(top - 1, 0, 0.8))
+    above = (u >= 1) & (tissue != _RV)
+    atrium = heart.epicardium * 0.85 * (1.15 - 0.5 * np.clip(u - 1, 0, 0.8))
     tissue[above & (radius < atrium + 2.5)] = _WALL
     tissue[above & (radius < atrium)] = _VESSEL
     angle = heart.vessel_angle

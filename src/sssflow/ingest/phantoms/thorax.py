@@ -87,7 +87,7 @@ def draw_thorax(
     rng: np.random.Generator,
     scene: Scene,
     epicardium_mm: float,
-    rv_width_mm: float,
+    rv_edge_mm: float,
     looks: Looks,
     difficulty: float,
 ) -> Floats:
@@ -110,14 +110,29 @@ def draw_thorax(
     _draw_blobs(rng, signal, n, t, (-epicardium_mm - 32, 0.0), int(rng.integers(2, 6)), 4.5)
     liver = step(epicardium_mm + gap[1] + 14 * (1 - z) - side * t + wobble[1] - 0.25 * n, 1.5)
     _mix(signal, liver, looks.liver + (0.05 + 0.05 * difficulty) * texture)
-    chest = step(epicardium_mm + 0.85 * rv_width_mm + gap[2] - n + wobble[2], 1.5)
-    stripes = 0.5 + 0.5 * np.tanh(2 * np.sin((n + wobble[2]) / rng.uniform(2.2, 3.6)))
-    _mix(signal, chest, looks.muscle * 0.8 + (looks.skin_fat - looks.muscle * 0.8) * stripes)
+    _draw_chest(rng, signal, n - rv_edge_mm - gap[2], wobble[2], looks)
     cavities = int(rng.integers(1, 3 + round(3 * difficulty)))
     _draw_cavities(rng, signal, n, t, epicardium_mm, looks, cavities)
-    pad = step(5.0 * coarse + 2.0, 1.5) * (np.hypot(n, t) < epicardium_mm + 16)
-    _mix(signal, 0.8 * pad.astype(np.float32), looks.tissue[6])
+    near = step(
+        np.hypot(n - 0.5 * (rv_edge_mm - epicardium_mm), t) - epicardium_mm - 12 - wobble[1], 6.0
+    )
+    _mix(signal, 0.85 * near * step(7.0 - 7.0 * coarse, 2.0), looks.tissue[6])
     return np.clip(signal * (1 + 0.06 * texture), 0, None).astype(np.float32)
+
+
+def _draw_chest(
+    rng: np.random.Generator, signal: Floats, depth: Floats, wobble: Floats, looks: Looks
+) -> None:
+    """From zero `depth` (mm) outwards: muscle streaked with fat, fat under the skin, air."""
+    muscle = looks.muscle * 0.8
+    wave = np.sin((depth + 1.3 * wobble) / rng.uniform(1.8, 3.0))
+    _mix(
+        signal, step(-depth - wobble, 1.5), muscle + 0.3 * (looks.skin_fat - muscle) * (wave > 0.2)
+    )
+    layer = rng.uniform(10, 20)
+    _mix(signal, step(layer - depth - 0.5 * wobble), looks.skin_fat)
+    skin = layer + rng.uniform(8, 30)
+    _mix(signal, step(skin - depth - 0.3 * wobble), 0.02)
 
 
 def _mix(signal: Floats, share: Floats, value: Floats | float | np.floating[Any]) -> None:
