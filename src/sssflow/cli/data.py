@@ -1,0 +1,125 @@
+"""`sssflow data`: check a folder of scans, pack it into a dataset, draw phantoms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sssflow.cli.progress import working
+from sssflow.cli.session import (
+    ConfigOption,
+    DryRunOption,
+    Plan,
+    PrintConfigOption,
+    SetOption,
+    console,
+    finish,
+    need,
+    quoted,
+    read_experiment,
+    show_config,
+)
+from sssflow.configuration import load_config
+
+app = typer.Typer(help="Check, pack or draw scans.", no_args_is_help=True)
+
+Source = Annotated[
+    Path | None, typer.Argument(metavar="SOURCE", show_default=False, help="Folder of scans.")
+]
+Out = Annotated[
+    Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
+]
+
+
+@app.command()
+def check(
+    context: typer.Context,
+    source: Source = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    print_config: PrintConfigOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Read every scan and mask of SOURCE and list all problems at once; write nothing."""
+    experiment = read_experiment(config, settings)
+    if print_config:
+        show_config(experiment)
+        return
+    source = need(source, "SOURCE", "the folder of scans")
+    plan = Plan("data check", "reads every file and lists all problems", None, {"source": source})
+    if not plan.start(context, dry_run=dry_run):
+        return
+    from sssflow.ingest import stage
+
+    with working("check"):
+        summary = stage.check(experiment.ingest, source)
+    console().print(summary)
+    finish(source, then=[quoted("sssflow", "data", "pack", source, "OUT")])
+
+
+@app.command()
+def pack(
+    context: typer.Context,
+    source: Source = None,
+    out: Out = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    print_config: PrintConfigOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Verify SOURCE, split it by patient and pack it into OUT/manifest.json."""
+    experiment = read_experiment(config, settings)
+    if print_config:
+        show_config(experiment)
+        return
+    source = need(source, "SOURCE", "the folder of scans")
+    out = need(out, "OUT", "the folder for the dataset")
+    plan = Plan(
+        "data pack",
+        "verifies every file, gives each patient a role and packs images and masks",
+        out,
+        {"source": source},
+        ("the manifest is written last: without it the dataset does not exist",),
+    )
+    if not plan.start(context, dry_run=dry_run):
+        return
+    from sssflow.contracts.dataset import Role
+    from sssflow.ingest import stage
+
+    with working("pack"):
+        manifest = stage.run(experiment.ingest, source, out)
+    facts = {role.value: f"{len(manifest.with_role(role))} cases" for role in Role}
+    path = out / "manifest.json"
+    finish(path, facts, [quoted("sssflow", "train", path, "RUN")])
+
+
+@app.command()
+def phantoms(
+    context: typer.Context,
+    out: Out = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML with the keys of --print-config.")
+    ] = None,
+    settings: SetOption = None,
+    print_config: PrintConfigOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Draw procedural scans with true masks into OUT, in the layout of a real data set."""
+    from sssflow.ingest.phantoms.config import PhantomConfig
+
+    drawn = load_config(PhantomConfig, config, settings or ())
+    if print_config:
+        show_config(drawn)
+        return
+    out = need(out, "OUT", "the folder for the phantoms")
+    does = f"draws {drawn.patients} patients ({drawn.kind}), seed {drawn.seed}"
+    if not Plan("data phantoms", does, out).start(context, dry_run=dry_run):
+        return
+    from sssflow.ingest.phantoms import stage
+
+    with working("phantoms"):
+        summary = stage.run(drawn, out)
+    facts = {"patients": len(summary.patients), "without masks": len(summary.unlabelled)}
+    finish(out, facts, [quoted("sssflow", "data", "pack", out, "DATASET")])

@@ -1,0 +1,109 @@
+"""`sssflow evaluate`: measure models on cases with masks, with intervals, and write the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sssflow.cli.progress import working
+from sssflow.cli.session import (
+    ConfigOption,
+    DryRunOption,
+    Plan,
+    PrintConfigOption,
+    SetOption,
+    finish,
+    need,
+    percent,
+    quoted,
+    read_experiment,
+    show_config,
+)
+from sssflow.errors import UsageError
+
+
+def evaluate(
+    context: typer.Context,
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(metavar="MANIFEST", show_default=False, help="manifest.json of a dataset."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME=MODEL",
+            help="model.json under a name; the first is the baseline, the last the headline.",
+        ),
+    ] = None,
+    run: Annotated[
+        list[str] | None,
+        typer.Option("--run", metavar="NAME=RUN", help="run.json of a model: curves and times."),
+    ] = None,
+    masks: Annotated[
+        list[Path] | None, typer.Option("--masks", help="masks.json to measure too.")
+    ] = None,
+    prompts: Annotated[
+        list[Path] | None, typer.Option("--prompts", help="prompts.json that --masks came from.")
+    ] = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    print_config: PrintConfigOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Measure models on MANIFEST: OUT/report.html, OUT/metrics/, OUT/overlays/."""
+    experiment = read_experiment(config, settings)
+    if print_config:
+        show_config(experiment)
+        return
+    dataset = need(dataset, "MANIFEST", "manifest.json of `sssflow data pack`")
+    out = need(out, "OUT", "the folder for the report")
+    models = named_paths(model or [], "--model")
+    if not models:
+        raise UsageError("No model was named.", expected="--model NAME=path/to/model.json")
+    runs = named_paths(run or [], "--run")
+    masks, prompts = masks or [], prompts or []
+    reads = {"dataset": dataset, **models}
+    reads |= {f"run {name}": path for name, path in runs.items()}
+    reads |= {f"masks {i + 1}": path for i, path in enumerate(masks)}
+    reads |= {f"prompts {i + 1}": path for i, path in enumerate(prompts)}
+    does = f"measures {', '.join(models)} per case and patient, and writes the report"
+    if not Plan("evaluate", does, out, reads).start(context, dry_run=dry_run):
+        return
+    from sssflow.evaluation import stage
+
+    with working("evaluate"):
+        summary = stage.run(
+            experiment.evaluate, dataset, models, out, runs=runs, masks=masks, prompts=prompts
+        )
+    facts: dict[str, object] = {}
+    for figures in summary.models:
+        dice = figures.strict.get("dice")
+        facts[f"Dice {figures.name}"] = percent(dice.value if dice else None)
+    if summary.gain is not None:
+        facts["gain"] = f"{100 * summary.gain.gain:+.1f} points ({summary.gain.test})"
+    headline = list(models.values())[-1]
+    finish(out / "report.html", facts, [quoted("sssflow", "export", dataset, headline, "BUNDLE")])
+
+
+def named_paths(texts: Sequence[str], option: str) -> dict[str, Path]:
+    """`NAME=PATH` texts as an ordered mapping.
+
+    Raises:
+        UsageError: No `=`, an empty side, or a name given twice.
+    """
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, separator, path = text.partition("=")
+        if not (separator and name and path):
+            raise UsageError(f"{option} needs a name and a path.", expected="NAME=PATH", found=text)
+        if name in found:
+            raise UsageError(f"{option} has one name twice.", found=name)
+        found[name] = Path(path)
+    return found

@@ -1,0 +1,68 @@
+"""`sssflow infer`: SAM-2 turns prompts into scored soft masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sssflow.cli.progress import working
+from sssflow.cli.session import (
+    ConfigOption,
+    DryRunOption,
+    Plan,
+    PrintConfigOption,
+    SetOption,
+    finish,
+    need,
+    quoted,
+    read_experiment,
+    show_config,
+)
+
+
+def infer(
+    context: typer.Context,
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(metavar="MANIFEST", show_default=False, help="manifest.json of a dataset."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Argument(metavar="PROMPTS", show_default=False, help="prompts.json."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
+    ] = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    print_config: PrintConfigOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Run SAM-2 with PROMPTS through the volumes of MANIFEST: OUT/masks.json."""
+    experiment = read_experiment(config, settings)
+    if print_config:
+        show_config(experiment)
+        return
+    dataset = need(dataset, "MANIFEST", "manifest.json of `sssflow data pack`")
+    prompts = need(prompts, "PROMPTS", "prompts.json of `sssflow prompts`")
+    out = need(out, "OUT", "the folder for masks.json")
+    plan = Plan(
+        "infer",
+        f"carries the prompts through each volume with SAM-2 ({experiment.sam.size})",
+        out,
+        {"dataset": dataset, "prompts": prompts},
+    )
+    if not plan.start(context, dry_run=dry_run):
+        return
+    from sssflow.sam import stage
+
+    with working("infer"):
+        masks = stage.run(experiment.sam, dataset, prompts, out)
+    path = out / "masks.json"
+    finish(
+        path,
+        {"cases": len(masks.cases), "backend": masks.backend},
+        [quoted("sssflow", "train", dataset, "RUN", "--method", "sss", "--masks", path)],
+    )

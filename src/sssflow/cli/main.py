@@ -1,0 +1,122 @@
+"""The command line: verbs, and what a failure becomes (message, exit code, traceback file)."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+import sssflow
+from sssflow.cli import data, demo, doctor, evaluate, export, infer, pipeline, prompts, sam2, train
+from sssflow.cli.session import Session, error_console
+from sssflow.errors import SssflowError
+
+EXIT_USAGE = 64
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="sssflow",
+    help="From a folder of scans, few of them with masks, to a measured and exported model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
+app.add_typer(data.app, name="data")
+app.command("train")(train.train)
+app.command("prompts")(prompts.prompts)
+app.command("infer")(infer.infer)
+app.command("evaluate")(evaluate.evaluate)
+app.command("export")(export.export)
+app.add_typer(sam2.app, name="sam2")
+app.add_typer(pipeline.app, name="pipeline")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sssflow {sssflow.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Semi-supervised medical image segmentation with SAM-2."""
+
+
+def main() -> None:
+    """Entry point of the `sssflow` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; messages go to standard error."""
+    session = Session()
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(
+            args=list(arguments), prog_name="sssflow", standalone_mode=False, obj=session
+        )
+    except SssflowError as error:
+        _say(f"{error.kind}: {error.describe()}")
+        return error.exit_code
+    except TyperException as error:
+        if not arguments:
+            return 0
+        _say(f"usage error: {error.format_message()}\n  next: add --help to see what is possible")
+        return EXIT_USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
+    except Exception as error:
+        return _bug(error, session)
+    if result == EXIT_INTERRUPTED:
+        return _interrupted()
+    return result if isinstance(result, int) else 0
+
+
+def _interrupted() -> int:
+    _say("interrupted: the same command starts this step again")
+    return EXIT_INTERRUPTED
+
+
+def _bug(error: Exception, session: Session) -> int:
+    """Keep the traceback in a file: a user needs the sentence, a developer needs the rest."""
+    text = "".join(traceback.format_exception(error))
+    folder = session.out if session.out is not None and session.out.is_dir() else None
+    try:
+        handle = tempfile.NamedTemporaryFile(
+            "w", prefix="sssflow-traceback-", suffix=".txt", dir=folder, delete=False
+        )
+        with handle:
+            handle.write(text)
+        kept = str(Path(handle.name))
+    except OSError:
+        kept = ""
+    summary = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    lines = [f"internal error: {summary}"]
+    if kept:
+        lines.append(f"  traceback: {kept}")
+    lines.append("  next: this is a fault of sssflow; please report it with the traceback")
+    _say("\n".join(lines))
+    return EXIT_BUG
+
+
+def _say(message: str) -> None:
+    error_console().print(message, markup=False)
+
+
+if __name__ == "__main__":
+    main()

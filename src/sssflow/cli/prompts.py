@@ -1,0 +1,70 @@
+"""`sssflow prompts`: coarse masks of a trained model become prompts for SAM-2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sssflow.cli.progress import working
+from sssflow.cli.session import (
+    ConfigOption,
+    DryRunOption,
+    Plan,
+    PrintConfigOption,
+    SetOption,
+    finish,
+    need,
+    quoted,
+    read_experiment,
+    show_config,
+)
+
+
+def prompts(
+    context: typer.Context,
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(metavar="MANIFEST", show_default=False, help="manifest.json of a dataset."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Argument(metavar="MODEL", show_default=False, help="model.json of a trained run."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
+    ] = None,
+    case: Annotated[
+        list[str] | None, typer.Option("--case", help="Only this case; may be repeated.")
+    ] = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    print_config: PrintConfigOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Segment the cases without masks and choose prompts by PCSW: OUT/prompts.json."""
+    experiment = read_experiment(config, settings)
+    if print_config:
+        show_config(experiment)
+        return
+    dataset = need(dataset, "MANIFEST", "manifest.json of `sssflow data pack`")
+    model = need(model, "MODEL", "model.json of `sssflow train`")
+    out = need(out, "OUT", "the folder for prompts.json")
+    plan = Plan(
+        "prompts",
+        "predicts coarse masks and chooses boxes and points by PCSW; reads no label",
+        out,
+        {"dataset": dataset, "model": model},
+    )
+    if not plan.start(context, dry_run=dry_run):
+        return
+    from sssflow.prompts import stage
+
+    with working("prompts"):
+        found = stage.run(experiment.prompts, dataset, model, out, case_ids=case or None)
+    path = out / "prompts.json"
+    objects = sum(len(one.objects) for one in found.cases)
+    slices = sum(len(o.slices) for one in found.cases for o in one.objects)
+    facts = {"cases": len(found.cases), "objects": objects, "prompted slices": slices}
+    finish(path, facts, [quoted("sssflow", "infer", dataset, path, "MASKS")])

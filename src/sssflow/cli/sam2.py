@@ -1,0 +1,69 @@
+"""`sssflow sam2`: pre-train the nano SAM-2 that the package carries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sssflow.cli.progress import working
+from sssflow.cli.session import (
+    DryRunOption,
+    Plan,
+    PrintConfigOption,
+    SetOption,
+    finish,
+    need,
+    quoted,
+    show_config,
+)
+from sssflow.configuration import load_config
+
+app = typer.Typer(help="The promptable model itself.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """The promptable model itself."""
+
+
+@app.command()
+def pretrain(
+    context: typer.Context,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
+    ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option("--dataset", help="manifest.json whose labelled cases are shown too."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML with the keys of --print-config.")
+    ] = None,
+    settings: SetOption = None,
+    print_config: PrintConfigOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Train nano SAM-2 on procedural shapes: OUT/nano.safetensors."""
+    from sssflow.sam.config import PretrainConfig
+
+    chosen = load_config(PretrainConfig, config, settings or ())
+    if print_config:
+        show_config(chosen)
+        return
+    out = need(out, "OUT", "the folder for the weights")
+    does = f"trains nano SAM-2 for {chosen.steps} steps, seed {chosen.seed}"
+    reads = {"dataset": dataset} if dataset is not None else {}
+    if not Plan("sam2 pretrain", does, out, reads).start(context, dry_run=dry_run):
+        return
+    from sssflow.sam import pretrain as stage
+
+    with working("pretrain"):
+        path = stage.run(chosen, out, dataset=dataset)
+    finish(
+        path,
+        then=[
+            quoted("sssflow", "infer", "MANIFEST", "PROMPTS", "OUT", "--set", f"sam.weights={path}")
+        ],
+    )

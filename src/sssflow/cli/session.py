@@ -1,0 +1,160 @@
+"""What all verbs share: common options, reading the experiment, the plan, the closing lines."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sssflow.configuration import Config, dump_yaml, load_config
+from sssflow.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from sssflow.experiment import ExperimentConfig
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Experiment YAML; the same file serves every verb."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one key; may be repeated."),
+]
+PrintConfigOption = Annotated[
+    bool, typer.Option("--print-config", help="Print the settings as YAML and stop.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Check the inputs, say what would be done, and stop.")
+]
+
+
+def console() -> Console:
+    """Where results are told (standard output)."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def error_console() -> Console:
+    """Where progress and errors are told (standard error)."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class Session:
+    """One call of the command line. `out` is where a traceback may be left."""
+
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a verb is about to do.
+
+    Attributes:
+        verb: As typed, for example `data pack`.
+        does: One sentence.
+        reads: Name of each input to its path, which must exist.
+        out: Folder that the verb writes to.
+        notes: Further facts worth knowing before a long run.
+    """
+
+    verb: str
+    does: str
+    out: Path | None
+    reads: Mapping[str, Path] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def start(self, context: typer.Context, *, dry_run: bool) -> bool:
+        """Check the inputs, say the plan, and tell whether to go on.
+
+        Raises:
+            DataError: An input does not exist.
+            UsageError: `out` is a file.
+        """
+        for name, path in self.reads.items():
+            if not path.exists():
+                raise DataError(
+                    f"{name} does not exist.",
+                    where=path,
+                    action=f"Check the path; `sssflow {self.verb} --help` says what it is.",
+                )
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise UsageError("The output must be a folder, and this is a file.", where=self.out)
+        terminal = console()
+        terminal.print(f"[bold]sssflow {self.verb}[/bold]: {self.does}")
+        for name, path in self.reads.items():
+            _fact(terminal, name, path)
+        if self.out is not None:
+            _fact(terminal, "output", self.out)
+        for note in self.notes:
+            terminal.print(f"  {note}", markup=False)
+        if dry_run:
+            terminal.print("  dry run: the inputs are there; nothing was written")
+            return False
+        session = context.find_object(Session)
+        if session is not None:
+            session.out = self.out
+        return True
+
+
+def read_experiment(config: Path | None, settings: Sequence[str] | None) -> ExperimentConfig:
+    """The experiment of `--config` and `--set`; the defaults where neither is given."""
+    from sssflow.experiment import ExperimentConfig
+
+    return load_config(ExperimentConfig, config, settings or ())
+
+
+def show_config(config: Config) -> None:
+    """Print settings as YAML that `--config` reads back."""
+    console().print(dump_yaml(config), markup=False, end="")
+
+
+def need(value: Path | None, name: str, what: str) -> Path:
+    """The value of a positional argument that `--print-config` may leave out.
+
+    Raises:
+        UsageError: It is missing.
+    """
+    if value is None:
+        raise UsageError(
+            f"The argument {name} is missing.", expected=what, action="See the verb's --help."
+        )
+    return value
+
+
+def finish(
+    result: Path, facts: Mapping[str, object] | None = None, then: Sequence[str] = ()
+) -> None:
+    """Say where the result is, the figures that matter, and which command comes next."""
+    terminal = console()
+    terminal.print(f"[bold]done[/bold]: {_shown(result)}")
+    if facts:
+        table = Table.grid(padding=(0, 2))
+        for name, value in facts.items():
+            table.add_row(f"  {name}", str(value))
+        terminal.print(table)
+    for i, command in enumerate(then):
+        terminal.print(f"{'next:' if i == 0 else '     '} {command}", markup=False)
+
+
+def quoted(*words: object) -> str:
+    """A command line that can be pasted into a shell."""
+    return shlex.join(str(word) for word in words)
+
+
+def percent(share: float | None) -> str:
+    """A share as per cent with one decimal; a dash for None."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _fact(terminal: Console, name: str, path: Path) -> None:
+    terminal.print(f"  {name:<9} {_shown(path)}", markup=False)
+
+
+def _shown(path: Path) -> str:
+    return str(path)

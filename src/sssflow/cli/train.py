@@ -1,0 +1,84 @@
+"""`sssflow train`: one student, one method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sssflow.cli.progress import working
+from sssflow.cli.session import (
+    ConfigOption,
+    DryRunOption,
+    Plan,
+    PrintConfigOption,
+    SetOption,
+    finish,
+    need,
+    quoted,
+    read_experiment,
+    show_config,
+)
+
+
+def train(
+    context: typer.Context,
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(metavar="MANIFEST", show_default=False, help="manifest.json of a dataset."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder of the run.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="Short for --set train.method=…")
+    ] = None,
+    masks: Annotated[
+        list[Path] | None,
+        typer.Option("--masks", help="masks.json of SAM-2 (method sss); may be repeated."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the newest good checkpoint in OUT.")
+    ] = True,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    print_config: PrintConfigOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Train a student on MANIFEST; Ctrl-C keeps a checkpoint and the same command resumes."""
+    chosen = [*(settings or []), *([f"train.method={method}"] if method else [])]
+    experiment = read_experiment(config, chosen)
+    if print_config:
+        show_config(experiment)
+        return
+    dataset = need(dataset, "MANIFEST", "manifest.json of `sssflow data pack`")
+    out = need(out, "OUT", "the folder of the run")
+    settings_of_run = experiment.train
+    masks = masks or []
+    plan = Plan(
+        "train",
+        f"trains {settings_of_run.method} for {settings_of_run.steps} steps, "
+        f"seed {settings_of_run.seed}",
+        out,
+        {"dataset": dataset, **{f"masks {i + 1}": path for i, path in enumerate(masks)}},
+        (f"watch: {quoted('tensorboard', '--logdir', out / 'tensorboard')}",),
+    )
+    if not plan.start(context, dry_run=dry_run):
+        return
+    from sssflow.training import stage
+
+    with working(f"train {settings_of_run.method}"):
+        record = stage.run(settings_of_run, dataset, out, masks=masks, resume=resume)
+    facts: dict[str, object] = {"kept step": f"{record.best_step} of {record.steps}"}
+    facts |= {name: f"{value:.4f}" for name, value in sorted(record.metrics.items())}
+    model = out / "model" / "model.json"
+    finish(
+        out / "run.json",
+        facts,
+        [
+            quoted("sssflow", "prompts", dataset, model, "PROMPTS"),
+            quoted("sssflow", "evaluate", dataset, "EVALUATION", "--model", f"{out.name}={model}"),
+            quoted("sssflow", "export", dataset, model, "BUNDLE"),
+        ],
+    )
