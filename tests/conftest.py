@@ -1,0 +1,59 @@
+"""What every test starts from: one compute thread, fixed seeds, and the development scans."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Test processes run side by side: one compute thread each, and none that waits by spinning. This
+# stands before the first import of torch, which reads it once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_start() -> Iterator[None]:
+    """Every test starts from the same seeds, whatever ran before it in this process."""
+    import torch
+
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - for libraries that use the old global generator
+    torch.manual_seed(0)
+    yield
+
+
+def _development_scans(name: str) -> Path:
+    """The folder of development scans, or a skip that says what was looked for."""
+    named = os.environ.get("SSSFLOW_TEST_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not (folder / name).is_dir():
+        pytest.skip(f"needs the development scans: no {name}/ in SSSFLOW_TEST_DATA or shared/data")
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def real_acdc() -> Path:
+    """ACDC in the SSL4MIS form: data/, train_slices.list, val.list."""
+    return _development_scans("ACDC")
+
+
+@pytest.fixture(scope="session")
+def real_la() -> Path:
+    """Left atrium, mri_norm2.h5 per scan."""
+    return _development_scans("LA")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the repository."""
+    return ROOT
