@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sssflow.contracts.base import Contract, Record, Sha256
+from sssflow.contracts.base import Contract, ObjectRef, Record, Sha256
 
 
 class SlicePrompt(Record):
@@ -60,11 +60,16 @@ class ObjectPrompts(Record):
 
 
 class CasePrompts(Record):
-    """The objects of one case, sorted by class; empty where nothing could be prompted."""
+    """The objects of one case, sorted by class; empty where nothing could be prompted.
+
+    `coarse` is the packed uint8 label map (s,h,w) that the prompts came from, beside the PromptSet;
+    None where they came from elsewhere.
+    """
 
     case_id: str
     shape_shw: tuple[int, int, int]
     objects: tuple[ObjectPrompts, ...] = ()
+    coarse: ObjectRef | None = None
 
     @model_validator(mode="after")
     def _prompts_lie_in_the_grid(self) -> Self:
