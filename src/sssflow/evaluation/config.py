@@ -55,7 +55,6 @@ class EvaluateConfig(Config):
     seed: int = Field(1337, ge=0, description="Seed of the bootstrap and of the sign flips.")
     batch_slices: int = Field(8, ge=1, le=512, description="Slices per forward pass.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>.")
-    write_predictions: bool = Field(True, description="Write predictions as packed arrays.")
     write_nifti: bool = Field(
         False, description="Write predictions as NIfTI on the grid of the source file too."
     )

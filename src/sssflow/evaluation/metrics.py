@@ -49,8 +49,8 @@ ISOTROPIC: Spacing = (1.0, 1.0, 1.0)
 CONVENTIONS = {
     "strict": (
         "Distances in mm, or in voxels where the source stores no spacing. A missed or "
-        "hallucinated structure scores 0 for overlap and the diagonal of the image for distances. Truth and "
-        "prediction both empty: left out of the means and counted."
+        "hallucinated structure scores 0 for overlap and the diagonal of the image for distances. "
+        "Truth and prediction both empty: left out of the means and counted."
     ),
     "ssl4mis": (
         "As in published ACDC tables: voxels, spacing ignored. An empty prediction scores Dice 0, "

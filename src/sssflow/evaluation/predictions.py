@@ -1,0 +1,173 @@
+"""Predict cases on their own grid, keep the predictions as files, read them back.
+
+Axis letters: s slices, h rows, w columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sssflow.contracts.base import ObjectRef
+from sssflow.contracts.dataset import Case, DatasetManifest, LabelledCase, Role
+from sssflow.contracts.evaluation import EvaluationSummary
+from sssflow.errors import DataError, UsageError
+from sssflow.evaluation.config import EvaluateConfig
+from sssflow.networks.predict import predict_labels
+from sssflow.networks.trained import LoadedModel, load_model
+from sssflow.storage.contracts import load_contract
+from sssflow.volume.intensity import normalise
+from sssflow.volume.nifti import write_label_like
+from sssflow.volume.packed import read_packed, write_packed
+
+Labels = NDArray[np.uint8]
+
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+@dataclass(frozen=True)
+class Scans:
+    """A packed dataset opened for measuring."""
+
+    manifest: DatasetManifest
+    base: Path
+
+    @classmethod
+    def open(cls, path: Path) -> Scans:
+        """Read `manifest.json`.
+
+        Raises:
+            DataError: Missing, or not a manifest.
+        """
+        return cls(load_contract(DatasetManifest, path), path.parent)
+
+    def image(self, case: Case) -> NDArray[np.generic]:
+        """Raw intensities (s, h, w)."""
+        return read_packed(case.image, base=self.base, shape=case.grid.shape_shw)
+
+    def truth(self, case: LabelledCase) -> Labels:
+        """The mask (s, h, w) of a case that has one."""
+        truth = read_packed(case.label, base=self.base, shape=case.grid.shape_shw)
+        if truth.size and int(truth.max()) >= self.manifest.class_count:
+            raise DataError(
+                "A mask holds a class that the manifest does not name.",
+                where=case.case_id,
+                expected=f"0 to {self.manifest.class_count - 1}",
+                found=int(truth.max()),
+                action="Pack the dataset again.",
+            )
+        return truth.astype(np.uint8)
+
+    def measured(self, config: EvaluateConfig) -> tuple[LabelledCase, ...]:
+        """The cases to measure, sorted by id.
+
+        Raises:
+            DataError: No case has a role that is asked for.
+        """
+        wanted = config.roles or self._default_roles()
+        cases = [case for role in wanted for case in self.manifest.labelled(role)]
+        if not cases:
+            raise DataError(
+                "No case can be measured.",
+                where=self.manifest.name,
+                expected="cases of role " + " or ".join(config.roles or ("test", "validation")),
+                found="none",
+                action="Pack the dataset with test or validation patients, or set roles.",
+            )
+        return tuple(sorted(cases, key=lambda case: case.case_id))
+
+    def _default_roles(self) -> tuple[Role, ...]:
+        return (Role.TEST,) if self.manifest.labelled(Role.TEST) else (Role.VALIDATION,)
+
+
+@dataclass(frozen=True)
+class PredictionStore:
+    """Where predictions lie: `<out>/predictions/<model>/<case>.b2nd`."""
+
+    out: Path
+
+    def write(self, model: str, case: Case, labels_shw: Labels, *, nifti: bool) -> ObjectRef:
+        """Store one prediction; with `nifti` also on the grid of the source file."""
+        folder = self.out / "predictions" / model
+        if nifti:
+            write_label_like(folder / f"{case.case_id}.nii.gz", labels_shw, case.grid)
+        return write_packed(folder / f"{case.case_id}.b2nd", labels_shw, base=self.out)
+
+    def read(self, ref: ObjectRef, case: Case) -> Labels:
+        """What `write` stored."""
+        return read_packed(ref, base=self.out, shape=case.grid.shape_shw).astype(np.uint8)
+
+
+def open_models(
+    models: Mapping[str, Path], manifest: DatasetManifest, device: str
+) -> dict[str, LoadedModel]:
+    """Load every model and hold it to the classes of the dataset.
+
+    Raises:
+        UsageError: No model, or a name that cannot be a folder.
+        DataError: A model cannot be read or was trained on other classes.
+    """
+    if not models:
+        raise UsageError("At least one model is needed.", action="Give --model name=model.json.")
+    loaded = {}
+    for name, path in models.items():
+        if not name or name[0] in ".-" or not _NAME_CHARACTERS.issuperset(name):
+            raise UsageError(
+                "A model name must be letters, digits, dot, dash or underscore.", found=repr(name)
+            )
+        model = load_model(path, device=choose_device(device))
+        if model.description.class_names != manifest.class_names:
+            raise DataError(
+                "The model was trained on other classes than the dataset has.",
+                where=f"{name}: {path}",
+                expected=", ".join(manifest.class_names),
+                found=", ".join(model.description.class_names),
+            )
+        loaded[name] = model
+    return loaded
+
+
+def predict_cases(
+    scans: Scans,
+    model: LoadedModel,
+    cases: Iterable[Case],
+    *,
+    batch_slices: int,
+) -> Iterable[tuple[Case, Labels]]:
+    """Labels of each case on its own grid, one case in memory at a time."""
+    rule = model.description.preprocessing
+    for case in cases:
+        volume = normalise(scans.image(case), rule.intensity)
+        yield case, predict_labels(model.net, volume, rule, batch_slices=batch_slices)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else CPU.
+
+    Raises:
+        UsageError: The name is no device, or CUDA is asked for and absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(
+            "Not a device.", expected="auto, cpu, cuda or cuda:<n>", found=name
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("CUDA is asked for but not available.", found=name)
+    return device
+
+
+def names_of_predictions(summary: EvaluationSummary) -> dict[str, dict[str, str]]:
+    """Model, then case, to the relative path of the packed prediction."""
+    return {
+        model: {case_id: ref.uri for case_id, ref in refs.items()}
+        for model, refs in summary.predictions.items()
+    }
