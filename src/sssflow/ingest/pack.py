@@ -1,0 +1,124 @@
+"""From checked voxels to packed files, beside the target first, published together.
+
+Order: arrays into a hidden folder; then the old manifest (if any) goes, the arrays move into
+place, and the new manifest comes last. A kill at any moment leaves either the old dataset or a
+folder without a manifest, which no reader takes for a dataset.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from sssflow.contracts.dataset import DatasetManifest, LabelledCase, UnlabelledCase
+from sssflow.errors import DataError, UsageError
+from sssflow.ingest.split import AssignedCase
+from sssflow.ingest.verify import CheckedCase
+from sssflow.storage.atomic import disk_errors, fsync_folder, sweep_leftovers
+from sssflow.storage.contracts import save_contract
+from sssflow.volume.packed import write_packed
+
+_STAGING = ".sssflow-packing"
+_PARTS = ("images", "labels")
+_SUFFIX = ".b2nd"
+
+
+class Packer:
+    """Writes the cases of one dataset. Use `publish` or `discard` at the end."""
+
+    def __init__(self, out: Path) -> None:
+        """Prepare `out`; leftovers of a killed run are removed.
+
+        Raises:
+            UsageError: `out` holds an `images` or `labels` folder with files that are not ours.
+            UnavailableError: The disk is read-only.
+        """
+        self._out = out
+        self._made_out = not out.exists()
+        self._staging = out / _STAGING
+        _refuse_foreign_files(out)
+        with disk_errors(out):
+            shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging.mkdir(parents=True)
+        sweep_leftovers(out)
+
+    def add(self, case: AssignedCase, checked: CheckedCase) -> LabelledCase | UnlabelledCase:
+        """Write one case and describe it for the manifest.
+
+        Raises:
+            UnavailableError: The disk is full.
+        """
+        name = f"{case.source.case_id}{_SUFFIX}"
+        fields = {
+            "case_id": case.source.case_id,
+            "patient_id": case.source.patient_id,
+            "phase": case.source.phase,
+            "modality": case.source.modality,
+            "grid": checked.grid,
+            "role": case.role,
+            "image": write_packed(
+                self._staging / "images" / name, checked.image_shw, base=self._staging
+            ),
+        }
+        if checked.label_shw is None:
+            return UnlabelledCase.model_validate(fields)
+        label = write_packed(self._staging / "labels" / name, checked.label_shw, base=self._staging)
+        return LabelledCase.model_validate({**fields, "label": label})
+
+    def publish(self, manifest: DatasetManifest) -> Path:
+        """Move the arrays into place and write the manifest last; returns its path.
+
+        Raises:
+            UnavailableError: The disk is full or read-only.
+        """
+        path = self._out / "manifest.json"
+        with disk_errors(path):
+            path.unlink(missing_ok=True)
+            for part in _PARTS:
+                shutil.rmtree(self._out / part, ignore_errors=True)
+                if (self._staging / part).exists():
+                    (self._staging / part).rename(self._out / part)
+            fsync_folder(self._out)
+            self._staging.rmdir()
+        return save_contract(manifest, path)
+
+    def discard(self) -> None:
+        """Remove everything that this run wrote; an older dataset in `out` stays."""
+        shutil.rmtree(self._staging, ignore_errors=True)
+        if self._made_out and self._out.is_dir() and not any(self._out.iterdir()):
+            self._out.rmdir()
+
+
+def _refuse_foreign_files(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError("The output is a file.", where=out, expected="a folder")
+    for part in _PARTS:
+        folder = out / part
+        foreign = [p for p in folder.iterdir() if p.suffix != _SUFFIX] if folder.is_dir() else []
+        if folder.is_symlink() or foreign:
+            raise UsageError(
+                "The output folder holds files that are not a packed dataset.",
+                where=folder,
+                found=foreign[0].name if foreign else "a link",
+                action="Choose an empty folder for the dataset.",
+            )
+
+
+def refuse_nested(source: Path, out: Path) -> None:
+    """Keep the dataset out of the scans and the scans out of the dataset.
+
+    Raises:
+        UsageError: One folder lies in the other.
+        DataError: A path cannot be followed.
+    """
+    try:
+        here, there = source.resolve(), out.resolve()
+    except (OSError, RuntimeError) as error:
+        raise DataError("The path cannot be followed.", where=source, found=error) from None
+    if here == there or here in there.parents or there in here.parents:
+        raise UsageError(
+            "Source and output lie in each other.",
+            where=out,
+            expected=f"a folder apart from {source}",
+            action="Choose another output folder.",
+        )

@@ -1,0 +1,226 @@
+"""The ingest stage: a folder of scans in, a packed dataset and its manifest out."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from sssflow.contracts.base import Record
+from sssflow.contracts.dataset import DatasetManifest, LabelledCase, Role, UnlabelledCase
+from sssflow.errors import DataError, DataProblems
+from sssflow.ingest.config import IngestConfig
+from sssflow.ingest.layouts import find_layout
+from sssflow.ingest.layouts.base import LayoutOptions, SourceDataset
+from sssflow.ingest.pack import Packer, refuse_nested
+from sssflow.ingest.split import Split, assign_roles
+from sssflow.ingest.verify import (
+    CaseFacts,
+    check_case,
+    copies_under_two_patients,
+    copy_problem,
+    facts_of,
+    must_refuse,
+    source_digest,
+)
+
+_LOG = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+"""Called with (cases done, cases in all, id of the case just done)."""
+
+
+class Problem(Record):
+    """One thing that is wrong, in the words of the error."""
+
+    what: str
+    where: str
+    expected: str
+    found: str
+    action: str
+
+
+class CheckReport(Record):
+    """What `data check` found. Without problems the summary describes the whole data set."""
+
+    layout: str = ""
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = Field((), description="Not wrong, but good to know.")
+    split_rule: str = ""
+    class_names: tuple[str, ...] = ()
+    cases: int = 0
+    patients: int = 0
+    cases_per_role: dict[str, int] = Field({}, description="Role to number of cases.")
+    patients_per_role: dict[str, int] = Field({}, description="Role to number of patients.")
+    shapes_shw: dict[str, int] = Field({}, description="'s x h x w' to number of cases.")
+    spacings_shw_mm: dict[str, int] = Field({}, description="Likewise; 'unknown' without one.")
+    voxels_per_class: dict[str, int] = Field({}, description="Over the masks that may be read.")
+
+    @property
+    def ok(self) -> bool:
+        """Whether packing would succeed."""
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    facts: list[CaseFacts]
+    packed: list[LabelledCase | UnlabelledCase]
+    problems: list[DataError]
+    notes: list[str]
+
+
+def run(
+    config: IngestConfig, source: Path, out: Path, *, progress: Progress | None = None
+) -> DatasetManifest:
+    """Check and pack the scans below `source` into `out`.
+
+    Writes `out/images/<case_id>.b2nd`, `out/labels/<case_id>.b2nd` and, last, `out/manifest.json`.
+    Equal input and settings give equal bytes. An older dataset in `out` is replaced on success
+    and untouched on failure.
+
+    Raises:
+        DataError: The scans are not what they must be (`DataProblems` with all of them).
+        UsageError: The split asks for too much, or `out` is no place for a dataset.
+        UnavailableError: The disk is full or read-only; nothing of this run is left.
+    """
+    refuse_nested(source, out)
+    dataset, split = _discover(config, source)
+    packer = Packer(out)
+    try:
+        outcome = _walk(dataset, split, config, packer, progress)
+        if outcome.problems:
+            raise DataProblems(
+                "The data set cannot be used as it is; nothing was written.",
+                outcome.problems,
+                action="Correct every point below, then run the same command again.",
+            )
+        manifest = DatasetManifest(
+            name=config.name or dataset.layout,
+            source_layout=dataset.layout,
+            class_names=dataset.class_names,
+            source_digest=source_digest(outcome.facts),
+            split_rule=split.rule,
+            cases=tuple(outcome.packed),
+        )
+        packer.publish(manifest)
+    except BaseException:
+        packer.discard()
+        raise
+    for note in outcome.notes:
+        _LOG.warning("%s", note)
+    _LOG.info("packed %d cases of layout %s into %s", len(split.cases), dataset.layout, out)
+    return manifest
+
+
+def check(config: IngestConfig, source: Path, *, progress: Progress | None = None) -> CheckReport:
+    """Everything that `run` would refuse, without writing anything; never raises `DataError`.
+
+    Masks of patients that the split leaves unlabelled are not opened here either.
+
+    Raises:
+        UsageError: The split asks for more patients than there are.
+    """
+    try:
+        dataset, split = _discover(config, source)
+    except DataError as error:
+        return CheckReport(problems=_as_problems([error]))
+    outcome = _walk(dataset, split, config, None, progress)
+    return _report(dataset, split, outcome)
+
+
+def _discover(config: IngestConfig, source: Path) -> tuple[SourceDataset, Split]:
+    layout = find_layout(config.layout, source)
+    options = LayoutOptions(patient_pattern=config.patient_pattern, ct_units=config.ct_units)
+    dataset = layout.discover(source, options)
+    if not dataset.cases:
+        raise DataProblems(
+            "The folder holds no usable case.",
+            dataset.problems
+            or [DataError("No case was found.", where=source, expected=f"\n{layout.tree}")],
+        )
+    return dataset, assign_roles(dataset, config.split)
+
+
+def _walk(
+    dataset: SourceDataset,
+    split: Split,
+    config: IngestConfig,
+    packer: Packer | None,
+    progress: Progress | None,
+) -> _Outcome:
+    """One pass over all cases; after the first problem cases are checked but not written."""
+    outcome = _Outcome([], [], list(dataset.problems), list(dataset.notes))
+    classes = len(dataset.class_names)
+    for done, case in enumerate(split.cases, start=1):
+        checked, problems = check_case(case, classes, config)
+        outcome.problems.extend(problems)
+        if checked is not None:
+            outcome.facts.append(facts_of(case, checked, classes))
+            if packer is not None and not outcome.problems:
+                outcome.packed.append(packer.add(case, checked))
+        if progress is not None:
+            progress(done, len(split.cases), case.source.case_id)
+    for same in copies_under_two_patients(outcome.facts):
+        if must_refuse(same, config):
+            outcome.problems.append(copy_problem(same))
+        else:
+            names = ", ".join(fact.case_id for fact in same)
+            outcome.notes.append(f"{names}: the same image under different patients")
+    outcome.notes.extend(_empty_masks(outcome.facts))
+    return outcome
+
+
+def _report(dataset: SourceDataset, split: Split, outcome: _Outcome) -> CheckReport:
+    facts = outcome.facts
+    roles = {case.source.patient_id: case.role for case in split.cases}
+    totals: Counter[str] = Counter()
+    for fact in facts:
+        totals.update(dict(zip(dataset.class_names, fact.voxels_per_class, strict=False)))
+    return CheckReport(
+        layout=dataset.layout,
+        problems=_as_problems(outcome.problems),
+        notes=tuple(outcome.notes),
+        split_rule=split.rule,
+        class_names=dataset.class_names,
+        cases=len(split.cases),
+        patients=len(roles),
+        cases_per_role=_per_role([case.role for case in split.cases]),
+        patients_per_role=_per_role(list(roles.values())),
+        shapes_shw=_tally(" x ".join(map(str, fact.grid.shape_shw)) for fact in facts),
+        spacings_shw_mm=_tally(_spacing_text(fact) for fact in facts),
+        voxels_per_class=dict(totals),
+    )
+
+
+def _empty_masks(facts: list[CaseFacts]) -> list[str]:
+    empty = [f.case_id for f in facts if f.voxels_per_class and not any(f.voxels_per_class[1:])]
+    return [f"{case_id}: the mask is all background" for case_id in empty]
+
+
+def _per_role(roles: list[Role]) -> dict[str, int]:
+    return {role.value: roles.count(role) for role in Role}
+
+
+def _tally(texts: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(texts).items()))
+
+
+def _spacing_text(fact: CaseFacts) -> str:
+    if not fact.grid.spacing_known:
+        return "unknown"
+    return " x ".join(f"{value:.4g}" for value in fact.grid.spacing_shw_mm)
+
+
+def _as_problems(errors: list[DataError]) -> tuple[Problem, ...]:
+    flat: list[DataError] = []
+    for error in errors:
+        flat.extend(error.problems if isinstance(error, DataProblems) else [error])
+    return tuple(
+        Problem(what=e.what, where=e.where, expected=e.expected, found=e.found, action=e.action)
+        for e in flat
+    )
