@@ -5,21 +5,40 @@ from __future__ import annotations
 import gzip
 import io
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from sssflow.errors import UsageError
+from sssflow.ingest.phantoms.bleeds import BLEEDS
 from sssflow.ingest.phantoms.config import PHANTOM_VERSION, PhantomConfig, PhantomSummary
+from sssflow.ingest.phantoms.head_ct import draw_head
 from sssflow.ingest.phantoms.hearts import GROUPS, HeartScan, draw_heart
 from sssflow.storage.atomic import write_bytes, write_text
 
 logger = logging.getLogger(__name__)
 
 SUMMARY_NAME = "phantoms.json"
+
+Role = Literal["patients", "unlabelled", "healthy"]
+
+_BRANCH: dict[Role, int] = {"patients": 0, "unlabelled": 1, "healthy": 2}
+_HEAD_IMAGES: dict[Role, str] = {
+    "patients": "label_192/images",
+    "unlabelled": "unlabel/anybleed",
+    "healthy": "unlabel/nobleed",
+}
+_HEART_FOLDERS: tuple[str, ...] = ()
+_HEAD_FOLDERS = (
+    "label_192",
+    "unlabel",
+    *_HEAD_IMAGES.values(),
+    "label_192/ground truths",
+)
 
 
 def run(config: PhantomConfig, out: Path) -> PhantomSummary:
@@ -31,28 +50,35 @@ def run(config: PhantomConfig, out: Path) -> PhantomSummary:
         UsageError: `out` holds files of something else, or of other patients.
         UnavailableError: The disk refuses.
     """
-    names = _heart_names(config)
-    _refuse_strangers(out, {*names, SUMMARY_NAME})
+    names = _names(config)
+    own = _HEART_FOLDERS if config.kind == "hearts" else _HEAD_FOLDERS
+    _refuse_strangers(out, names, own)
     (out / SUMMARY_NAME).unlink(missing_ok=True)
-    for index, name in enumerate(names):
-        _write_heart(config, index, out / name, with_mask=index < config.patients)
-        logger.info("phantom %d of %d: %s", index + 1, len(names), name)
+    total = sum(len(group) for group in names.values())
+    done = 0
+    for role, group in names.items():
+        for index, name in enumerate(group):
+            if config.kind == "hearts":
+                _write_heart(config, role, index, out / name)
+            else:
+                _write_head(config, role, index, name, out)
+            done += 1
+            logger.info("phantom %d of %d: %s", done, total, name)
     summary = PhantomSummary(
-        version=PHANTOM_VERSION,
-        kind=config.kind,
-        seed=config.seed,
-        patients=tuple(names[: config.patients]),
-        unlabelled=tuple(names[config.patients :]),
-        healthy=(),
-        config=config,
+        version=PHANTOM_VERSION, kind=config.kind, seed=config.seed, config=config, **names
     )
     write_text(out / SUMMARY_NAME, summary.to_json())
     return summary
 
 
-def patient_rng(seed: int, index: int) -> np.random.Generator:
-    """The generator of patient `index`: child `index` of `SeedSequence(seed).spawn`."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
+def patient_rng(seed: int, index: int, role: Role = "patients") -> np.random.Generator:
+    """The generator of one patient: the same whatever the number of patients.
+
+    Patient `index` with masks draws from child `index` of `SeedSequence(seed).spawn`; the other
+    roles have their own branches.
+    """
+    key = (index,) if role == "patients" else (_BRANCH[role], index)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def nifti_bytes(array_shw: NDArray[np.generic], affine: NDArray[np.float64]) -> bytes:
@@ -69,19 +95,54 @@ def nifti_bytes(array_shw: NDArray[np.generic], affine: NDArray[np.float64]) -> 
     return target.getvalue()
 
 
-def _heart_names(config: PhantomConfig) -> list[str]:
-    return [f"patient{i + 1:03d}" for i in range(config.patients + config.unlabelled)]
+def _names(config: PhantomConfig) -> dict[Role, tuple[str, ...]]:
+    """Names of the patients of each role, as the layout spells them."""
+    counts: dict[Role, int] = {
+        "patients": config.patients,
+        "unlabelled": config.unlabelled,
+        "healthy": config.healthy,
+    }
+    if config.kind == "hearts":
+        first = {"patients": 1, "unlabelled": config.patients + 1, "healthy": 1}
+        return {
+            role: tuple(f"patient{first[role] + i:03d}" for i in range(count))
+            for role, count in counts.items()
+        }
+    return {
+        role: tuple(_head_name(config.seed, role, i) for i in range(count))
+        for role, count in counts.items()
+    }
 
 
-def _write_heart(config: PhantomConfig, index: int, folder: Path, *, with_mask: bool) -> None:
-    rng = patient_rng(config.seed, index)
+def _head_name(seed: int, role: Role, index: int) -> str:
+    """`ID_<8 hex>_ID_<10 hex>`, patient and study; the leading 0000 shows that nobody has it."""
+    study = patient_rng(seed, index, role).integers(16**6)
+    return f"ID_0000{_BRANCH[role]}{index:03x}_ID_0000{study:06x}"
+
+
+def _write_head(config: PhantomConfig, role: Role, index: int, name: str, out: Path) -> None:
+    rng = patient_rng(config.seed, index, role)
+    first = 0 if role == "healthy" else BLEEDS[index % len(BLEEDS)]
+    scan = draw_head(rng, config.head_ct, config.difficulty, first)
+    dx, dy, dz = scan.spacing_mm
+    # Columns run to the left, rows to the front: the order that BHSD stores.
+    affine = np.diag([-dx, dy, dz, 1.0])
+    affine[:3, 3] = np.round(rng.uniform((100, -140, -40), (120, -100, 40)), 2)
+    write_bytes(out / _HEAD_IMAGES[role] / f"{name}.nii.gz", nifti_bytes(scan.image, affine))
+    if role == "patients":
+        mask = nifti_bytes(scan.mask.astype(np.uint16), affine)
+        write_bytes(out / "label_192" / "ground truths" / f"{name}.nii.gz", mask)
+
+
+def _write_heart(config: PhantomConfig, role: Role, index: int, folder: Path) -> None:
+    rng = patient_rng(config.seed, index, role)
     group = GROUPS[index % len(GROUPS)]
     scan = draw_heart(rng, group, config.hearts, config.difficulty)
     affine = _heart_affine(rng, scan)
     for moment, frame in (("ED", 1), ("ES", scan.es_frame)):
         stem = f"{folder.name}_frame{frame:02d}"
         write_bytes(folder / f"{stem}.nii.gz", nifti_bytes(scan.images[moment], affine))
-        if with_mask:
+        if role == "patients":
             write_bytes(folder / f"{stem}_gt.nii.gz", nifti_bytes(scan.masks[moment], affine))
     write_text(
         folder / "Info.cfg",
@@ -98,11 +159,18 @@ def _heart_affine(rng: np.random.Generator, scan: HeartScan) -> NDArray[np.float
     return affine
 
 
-def _refuse_strangers(out: Path, expected: set[str]) -> None:
+def _refuse_strangers(
+    out: Path, names: Mapping[Role, Sequence[str]], own_folders: Sequence[str]
+) -> None:
     """A folder with other scans in it would be read as one data set with ours."""
-    if not out.exists():
-        return
-    strangers = sorted(p.name for p in out.iterdir() if p.name not in expected | {".DS_Store"})
+    ours = {name for group in names.values() for name in group}
+    strangers = []
+    for folder in (out, *(out / name for name in own_folders)):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            known = path.name.removesuffix(".nii.gz") in ours or path.name == SUMMARY_NAME
+            parent = any(f"{name}/".startswith(f"{path.relative_to(out)}/") for name in own_folders)
+            if not (known or parent or path.name.startswith(".")):
+                strangers.append(path.relative_to(out).as_posix())
     if strangers:
         raise UsageError(
             "The folder for the phantoms holds something else.",
