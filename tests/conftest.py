@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +19,15 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 
 @pytest.fixture(autouse=True)
-def _fixed_start() -> Iterator[None]:
+def _fixed_start() -> None:
     """Every test starts from the same seeds, whatever ran before it in this process."""
     import torch
 
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 - for libraries that use the old global generator
+    np.random.seed(0)
     torch.manual_seed(0)
-    yield
 
 
 def _development_scans(name: str) -> Path:
