@@ -1,0 +1,56 @@
+"""From a trained student to prompts for SAM-2."""
+
+from kfp import dsl
+
+from components import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def generate_prompts(
+    config_json: str,
+    dataset: str,
+    run: str,
+    shard: str,
+    store_uri: str,
+    prompts: dsl.Output[dsl.Artifact],
+) -> str:
+    """Turn the coarse masks of one shard's cases into boxes and points by PCSW.
+
+    Args:
+        config_json: The whole experiment as JSON; the section prompts is used.
+        dataset: Pointer to the DatasetManifest.
+        run: Pointer to the RunRecord whose model makes the coarse masks.
+        shard: One item of plan_shards.
+        store_uri: Root of the store that results go to.
+        prompts: Pointer to the PromptSet, for the lineage view.
+
+    Returns:
+        Pointer to the PromptSet.
+    """
+    from sssflow.contracts.dataset import DatasetManifest
+    from sssflow.contracts.prompts import PromptSet
+    from sssflow.contracts.run import RunRecord
+    from sssflow.experiment import parse_experiment
+    from sssflow.pipeline.shards import Shard, shard_label
+    from sssflow.pipeline.task import component_task
+    from sssflow.storage.digest import verified_path
+
+    with component_task("generate_prompts", shard_label(shard), store_uri) as task:
+        part = Shard.from_json(shard, where="shard")
+        config = parse_experiment(config_json).prompts
+        manifest, manifest_path = task.read(DatasetManifest, dataset)
+        record, record_path = task.read(RunRecord, run)
+        model = verified_path(record.model, base=record_path.parent)
+        out = task.folder(
+            {
+                "config": config.digest(),
+                "dataset": manifest.digest,
+                "model": record.model.sha256,
+                "shard": part.digest,
+            }
+        )
+        if not task.has(PromptSet, out / "prompts.json"):
+            from sssflow.prompts import stage
+
+            stage.run(config, manifest_path, model, out, case_ids=part.case_ids)
+        return task.publish(PromptSet, out / "prompts.json", prompts)

@@ -1,0 +1,52 @@
+"""From prompts to the masks of SAM-2."""
+
+from kfp import dsl
+
+from components import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def sam2_inference(
+    config_json: str,
+    dataset: str,
+    prompts: str,
+    shard: str,
+    store_uri: str,
+    masks: dsl.Output[dsl.Artifact],
+) -> str:
+    """Let SAM-2 follow the prompted objects through their volumes.
+
+    Args:
+        config_json: The whole experiment as JSON; the section sam is used.
+        dataset: Pointer to the DatasetManifest.
+        prompts: Pointer to the PromptSet of one shard.
+        shard: The item of plan_shards that the prompts were made for; names the task in logs.
+        store_uri: Root of the store that results go to.
+        masks: Pointer to the MaskSet, for the lineage view.
+
+    Returns:
+        Pointer to the MaskSet.
+    """
+    from sssflow.contracts.dataset import DatasetManifest
+    from sssflow.contracts.masks import MaskSet
+    from sssflow.contracts.prompts import PromptSet
+    from sssflow.experiment import parse_experiment
+    from sssflow.pipeline.shards import shard_label
+    from sssflow.pipeline.task import component_task
+
+    with component_task("sam2_inference", shard_label(shard), store_uri) as task:
+        config = parse_experiment(config_json).sam
+        manifest, manifest_path = task.read(DatasetManifest, dataset)
+        prompt_set, prompts_path = task.read(PromptSet, prompts)
+        out = task.folder(
+            {
+                "config": config.digest(),
+                "dataset": manifest.digest,
+                "prompts": prompt_set.digest,
+            }
+        )
+        if not task.has(MaskSet, out / "masks.json"):
+            from sssflow.sam import stage
+
+            stage.run(config, manifest_path, prompts_path, out)
+        return task.publish(MaskSet, out / "masks.json", masks)

@@ -1,0 +1,55 @@
+"""From a dataset, and perhaps masks, to a trained student."""
+
+from kfp import dsl
+
+from components import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def train(
+    config_json: str,
+    section: str,
+    dataset: str,
+    masks: list[str],
+    store_uri: str,
+    model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+) -> str:
+    """Train one student; an interrupted training resumes where it stopped.
+
+    Args:
+        config_json: The whole experiment as JSON.
+        section: Which of its training sections is used: warmup, baseline or train.
+        dataset: Pointer to the DatasetManifest.
+        masks: Pointers to MaskSets; those of unlabelled cases are used. May be empty.
+        store_uri: Root of the store that results go to.
+        model: Pointer to the RunRecord, for the lineage view.
+        metrics: Metrics of the kept step.
+
+    Returns:
+        Pointer to the RunRecord.
+    """
+    from sssflow.contracts.dataset import DatasetManifest
+    from sssflow.contracts.masks import MaskSet
+    from sssflow.contracts.run import RunRecord
+    from sssflow.experiment import parse_experiment
+    from sssflow.pipeline.shards import masks_for_training
+    from sssflow.pipeline.task import component_task, log_metrics
+
+    with component_task("train", section, store_uri) as task:
+        config = parse_experiment(config_json).training(section)
+        manifest, manifest_path = task.read(DatasetManifest, dataset)
+        mask_sets = masks_for_training(task.read_all(MaskSet, masks), manifest)
+        out = task.folder(
+            {
+                "config": config.digest(),
+                "dataset": manifest.digest,
+                **{f"masks {i}": found.digest for i, (found, _) in enumerate(mask_sets)},
+            }
+        )
+        if not task.has(RunRecord, out / "run.json"):
+            from sssflow.training import stage
+
+            stage.run(config, manifest_path, out, masks=[path for _, path in mask_sets])
+        log_metrics(metrics, RunRecord.from_json((out / "run.json").read_bytes()).metrics)
+        return task.publish(RunRecord, out / "run.json", model)

@@ -1,0 +1,138 @@
+"""What a pipeline run ends with: names of its models, figures for the run page, files to show."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sssflow.contracts.bundle import ModelBundle
+from sssflow.contracts.dataset import DatasetManifest
+from sssflow.contracts.evaluation import EvaluationSummary, Figure
+from sssflow.contracts.run import RunRecord
+from sssflow.errors import InternalError
+from sssflow.pipeline.store import follow_pointer
+from sssflow.storage.atomic import disk_errors, write_bytes
+from sssflow.storage.contracts import save_contract
+from sssflow.storage.digest import verified_path
+
+OUTPUTS = ("dataset", "warmup", "baseline", "headline", "evaluation", "bundle")
+"""Named outputs of the pipeline; each is a pointer."""
+
+_RUNS = ("warmup", "baseline", "headline")
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The results of a run, read and checked.
+
+    Attributes:
+        summary: The evaluation.
+        bundle: The exported model.
+        runs: `warmup`, `baseline` and `headline` to their records.
+        report: The report page among the gathered files.
+    """
+
+    summary: EvaluationSummary
+    bundle: ModelBundle
+    runs: Mapping[str, RunRecord]
+    report: Path
+
+
+@dataclass(frozen=True)
+class LocalRunResult(Gathered):
+    """What a finished local run left behind.
+
+    Attributes:
+        out: Folder with the results gathered for a reader.
+        log: Everything the tasks said.
+        wall_time_s: Duration of the run.
+    """
+
+    out: Path
+    log: Path
+    wall_time_s: float
+
+
+def model_names(records: Sequence[RunRecord]) -> list[str]:
+    """A name for each run: its method, numbered where a method comes twice."""
+    methods = [record.method for record in records]
+    return [
+        method if methods.count(method) == 1 else f"{method}-{i}"
+        for i, method in enumerate(methods, start=1)
+    ]
+
+
+def headline_metrics(summary: EvaluationSummary) -> dict[str, float | None]:
+    """Scalars for the run page: strict means of each model, the gain, and SAM-2's Dice."""
+    found: dict[str, float | None] = {}
+    for model in summary.models:
+        for metric, figure in model.strict.items():
+            found[f"{model.name}_{metric}"] = figure.value
+    if summary.gain is not None:
+        found[f"gain_{summary.gain.metric}"] = summary.gain.gain
+    for quality in summary.sam2:
+        found["sam2_dice"] = quality.sam2.value
+        found["coarse_dice"] = _value(quality.coarse)
+    return found
+
+
+def collect(outputs: Mapping[str, str], out: Path) -> Gathered:
+    """Read and check every result, and copy what a reader wants from the store into `out`.
+
+    `out` gets the evaluation's files, `bundle/`, `runs/<name>/run.json`, `tensorboard/<name>/`
+    and `dataset.json`; of the same names what was there before is replaced.
+
+    Raises:
+        InternalError: An output is missing: the run did not do all of its work.
+        DataError: An output is not what its pointer says.
+    """
+    missing = [name for name in OUTPUTS if not outputs.get(name)]
+    if missing:
+        raise InternalError(
+            "The pipeline ended without all of its results.",
+            expected=", ".join(OUTPUTS),
+            found=f"missing: {', '.join(missing)}",
+        )
+    manifest, _ = follow_pointer(DatasetManifest, outputs["dataset"])
+    summary, summary_path = follow_pointer(EvaluationSummary, outputs["evaluation"])
+    bundle, bundle_path = follow_pointer(ModelBundle, outputs["bundle"])
+    runs = {name: follow_pointer(RunRecord, outputs[name]) for name in _RUNS}
+    with disk_errors(out):
+        save_contract(manifest, out / "dataset.json")
+        _replace_tree(bundle_path.parent, out / "bundle")
+        for name, (_, path) in runs.items():
+            _collect_run(path, out, name)
+        _collect_evaluation(summary_path.parent, out)
+    return Gathered(
+        summary=summary,
+        bundle=bundle,
+        runs={name: record for name, (record, _) in runs.items()},
+        report=verified_path(summary.files["report"], base=out),
+    )
+
+
+def _collect_run(run_path: Path, out: Path, name: str) -> None:
+    write_bytes(out / "runs" / name / run_path.name, run_path.read_bytes())
+    curves = run_path.parent / "tensorboard"
+    if curves.is_dir():
+        _replace_tree(curves, out / "tensorboard" / name)
+
+
+def _collect_evaluation(folder: Path, out: Path) -> None:
+    for child in sorted(folder.iterdir()):
+        if child.is_dir():
+            _replace_tree(child, out / child.name)
+        elif not child.name.startswith("."):
+            write_bytes(out / child.name, child.read_bytes())
+
+
+def _replace_tree(source: Path, target: Path) -> None:
+    if target.exists():
+        shutil.rmtree(target)
+    shutil.copytree(source, target)
+
+
+def _value(figure: Figure | None) -> float | None:
+    return None if figure is None else figure.value

@@ -1,0 +1,110 @@
+"""Shards: the parts of a dataset that fan out, and which masks belong to which use.
+
+Fan-out is over shards, never over cases: every task of a cluster costs seconds of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import Field
+
+from sssflow.contracts.base import Contract
+from sssflow.contracts.dataset import DatasetManifest, Role
+from sssflow.contracts.masks import MaskSet
+from sssflow.contracts.prompts import PromptSet
+from sssflow.errors import DataError
+from sssflow.pipeline.config import PipelineConfig
+
+S = TypeVar("S", MaskSet, PromptSet)
+
+
+class Shard(Contract):
+    """Cases of one role that one task works on."""
+
+    schema_name = "sssflow.shard"
+
+    role: Role
+    number: int = Field(ge=1)
+    count: int = Field(ge=1, description="Shards of this role.")
+    case_ids: tuple[str, ...] = Field(min_length=1)
+
+    @property
+    def label(self) -> str:
+        """Name for progress lines, for example `unlabelled 1/2`."""
+        return f"{self.role.value} {self.number}/{self.count}"
+
+    def to_line(self) -> str:
+        """The shard as one line of JSON, the form in which it travels as a parameter."""
+        return json.dumps(json.loads(self.to_json()), sort_keys=True, separators=(",", ":"))
+
+
+def shard_label(line: str) -> str:
+    """The label of a shard for progress lines; empty if the line is no shard."""
+    try:
+        return Shard.from_json(line).label
+    except DataError:
+        return ""
+
+
+def plan_shards(manifest: DatasetManifest, config: PipelineConfig) -> list[Shard]:
+    """The parts that prompts and masks are made in.
+
+    Unlabelled cases in at most `config.shards` parts of almost equal voxel count, then one shard
+    for each scored role that has cases. Cases of a patient may part: nothing is learnt within a
+    shard. The plan depends on the manifest and the settings alone.
+
+    Raises:
+        DataError: There is no unlabelled case.
+    """
+    unlabelled = manifest.with_role(Role.UNLABELLED)
+    if not unlabelled:
+        raise DataError(
+            "The dataset has no unlabelled case, so there is nothing to prompt.",
+            where=manifest.name,
+            expected="at least one case with role unlabelled",
+            found=manifest.split_rule,
+            action="Give fewer cases the role labelled, or train with method supervised alone.",
+        )
+    parts: list[list[str]] = [[] for _ in range(min(config.shards, len(unlabelled)))]
+    loads = [0] * len(parts)
+    # Largest case first onto the lightest part; ties go by id and by part number.
+    for case in sorted(unlabelled, key=lambda c: (-_voxels(c.grid.shape_shw), c.case_id)):
+        lightest = loads.index(min(loads))
+        parts[lightest].append(case.case_id)
+        loads[lightest] += _voxels(case.grid.shape_shw)
+    shards = [
+        Shard(role=Role.UNLABELLED, number=i, count=len(parts), case_ids=tuple(sorted(part)))
+        for i, part in enumerate(parts, start=1)
+    ]
+    for role in config.scored_roles:
+        ids = tuple(case.case_id for case in manifest.with_role(role))
+        if ids:
+            shards.append(Shard(role=role, number=1, count=1, case_ids=ids))
+    return shards
+
+
+def masks_for_training(
+    sets: Sequence[tuple[MaskSet, Path]], manifest: DatasetManifest
+) -> list[Path]:
+    """Paths of the mask sets that hold unlabelled cases only, in the given order."""
+    allowed = {case.case_id for case in manifest.with_role(Role.UNLABELLED)}
+    return [path for masks, path in sets if _ids(masks) <= allowed]
+
+
+def to_score(sets: Sequence[tuple[S, Path]], manifest: DatasetManifest) -> list[Path]:
+    """Paths of the mask or prompt sets whose cases have a truth to compare with, in order."""
+    hidden = {case.case_id for case in manifest.with_role(Role.UNLABELLED)}
+    return [path for found, path in sets if found.cases and not hidden & _ids(found)]
+
+
+def _ids(found: MaskSet | PromptSet) -> set[str]:
+    return {case.case_id for case in found.cases}
+
+
+def _voxels(shape_shw: tuple[int, int, int]) -> int:
+    s, h, w = shape_shw
+    return s * h * w
