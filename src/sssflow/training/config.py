@@ -1,0 +1,183 @@
+"""Settings of a training run; one file serves every method, so that runs differ in one word."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from sssflow.configuration import Config
+from sssflow.contracts.model import Preprocessing
+from sssflow.networks.config import NetworkConfig
+from sssflow.training.losses import MaskLossKind, PseudoLossKind
+from sssflow.training.ramps import MaskWeightKind, ScheduleKind
+
+MethodName = Literal["supervised", "mean_teacher", "unimatch_v2", "sss"]
+
+
+class OptimiserConfig(Config):
+    """Optimiser and learning rate."""
+
+    kind: Literal["sgd", "adamw"] = Field(
+        "adamw", description="sgd: with Nesterov off, as SSL4MIS."
+    )
+    learning_rate: float = Field(
+        2e-3, gt=0, le=1, description="At the start of the schedule (SSL4MIS: sgd 0.01)."
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only.")
+    weight_decay: float = Field(1e-2, ge=0, le=1, description="SSL4MIS: sgd 1e-4.")
+    schedule: ScheduleKind = Field("poly", description="Closed form of the step.")
+    poly_power: float = Field(0.9, gt=0, le=10, description="poly only.")
+    warmup_steps: int = Field(0, ge=0, description="Linear rise at the start.")
+    floor: float = Field(0.0, ge=0, le=1, description="Smallest factor of the learning rate.")
+    clip_norm: float = Field(0.0, ge=0, description="Largest gradient norm; 0 switches it off.")
+
+
+class WeakConfig(Config):
+    """Geometry shared by every view of a sample (image, label and masks alike).
+
+    Each probability is per sample; 0 switches the transform off.
+    """
+
+    flip_probability: float = Field(0.5, ge=0, le=1, description="Each axis by itself.")
+    rot90_probability: float = Field(0.5, ge=0, le=1, description="A random quarter turn.")
+    affine_probability: float = Field(0.7, ge=0, le=1, description="Rotation, scale, shear, shift.")
+    rotation_deg: float = Field(30.0, ge=0, le=180, description="Largest angle, both ways.")
+    scale: float = Field(0.25, ge=0, lt=1, description="Zoom from 1/(1+scale) to 1+scale.")
+    shear: float = Field(0.1, ge=0, lt=1, description="Largest shear, both ways.")
+    translation: float = Field(0.08, ge=0, lt=1, description="Largest shift, share of the side.")
+    elastic_probability: float = Field(0.2, ge=0, le=1, description="Smooth random displacement.")
+    elastic_px: float = Field(4.0, ge=0, le=64, description="Standard deviation of displacement.")
+    elastic_nodes: int = Field(6, ge=2, le=64, description="Control points along each side.")
+
+
+class StrongConfig(Config):
+    """Intensity changes of strong views, then cut-outs. Each probability is per sample."""
+
+    jitter_probability: float = Field(0.8, ge=0, le=1, description="Brightness and contrast.")
+    brightness: float = Field(0.5, ge=0, le=1, description="Factor from 1-b to 1+b.")
+    contrast: float = Field(0.5, ge=0, le=1, description="Blend with the mean, 1-c to 1+c.")
+    gamma_probability: float = Field(0.3, ge=0, le=1, description="Power of the intensity.")
+    gamma: float = Field(0.5, ge=0, le=3, description="Exponent from 1/(1+gamma) to 1+gamma.")
+    blur_probability: float = Field(0.5, ge=0, le=1, description="Gaussian blur.")
+    blur_sigma_px: float = Field(1.5, ge=0.1, le=4, description="Largest standard deviation.")
+    noise_probability: float = Field(0.3, ge=0, le=1, description="Gaussian noise.")
+    noise_std: float = Field(0.05, ge=0, le=1, description="Largest standard deviation.")
+    cutout_probability: float = Field(0.0, ge=0, le=1, description="Erase one box.")
+
+
+class CutMixConfig(Config):
+    """CutMix between strong views (UniMatch V2's values); the partner is the reversed batch."""
+
+    probability: float = Field(0.5, ge=0, le=1, description="Per sample.")
+    area_low: float = Field(0.02, gt=0, le=1, description="Smallest share of the image.")
+    area_high: float = Field(0.4, gt=0, le=1, description="Largest share of the image.")
+    aspect: float = Field(3.3, ge=1, le=10, description="Side ratio from 1/aspect to aspect.")
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if self.area_low > self.area_high:
+            raise ValueError("area_low must not exceed area_high")
+        return self
+
+
+class AugmentationConfig(Config):
+    """Views of both streams."""
+
+    weak: WeakConfig = Field(WeakConfig(), description="Geometry of every view.")
+    strong: StrongConfig = Field(StrongConfig(), description="Intensity of the strong views.")
+    cutmix: CutMixConfig = Field(CutMixConfig(), description="Boxes pasted between strong views.")
+    labelled_strong_probability: float = Field(
+        0.5, ge=0, le=1, description="Share of labelled samples that also get strong intensities."
+    )
+
+
+class MeanTeacherConfig(Config):
+    """Mean Teacher."""
+
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="min(1 - 1/(t+1), decay).")
+    consistency_weight: float = Field(1.0, ge=0, description="Weight at the end of its ramp.")
+    ramp_share: float = Field(0.4, ge=0, le=1, description="Length of the ramp, share of the run.")
+    noise_std: float = Field(0.1, ge=0, le=1, description="Noise on the student's view.")
+
+
+class UniMatchV2Config(Config):
+    """UniMatch V2; also the base of `sss`."""
+
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="min(1 - 1/(t+1), decay).")
+    confidence_threshold: float = Field(0.95, ge=0, le=1, description="Below it a pixel is unused.")
+    unlabelled_weight: float = Field(1.0, ge=0, description="L = (L_x + weight L_u) / 2.")
+    unlabelled_loss: PseudoLossKind = Field(
+        "ce_dice", description="ce: UniMatch V2. dice: UniMatch V1 for medical images."
+    )
+    dropout_share: float = Field(
+        0.5, ge=0, le=1, description="Share of pairs that get complementary channel dropout."
+    )
+
+
+class SssConfig(Config):
+    """What `sss` adds to its UniMatch V2 base (whose settings stay in `unimatch_v2`)."""
+
+    feature_perturbation: Literal["dfe", "comp_dropout", "both", "none"] = Field(
+        "dfe", description="Where UniMatch V2 has complementary dropout."
+    )
+    dfe_levels: tuple[int, ...] = Field(
+        (-1, -2, -3), min_length=1, description="Levels of the feature list; -1 is the coarsest."
+    )
+    dfe_width: int = Field(64, ge=8, le=512, description="Working channels (256 in the paper).")
+    mask_weight: float = Field(0.5, ge=0, description="Largest weight of the SAM-2 mask term.")
+    mask_schedule: MaskWeightKind = Field("falling", description="falling: SemiSAM.")
+    mask_loss: MaskLossKind = Field("dice", description="mse: SemiSAM's form.")
+    mask_min_predicted_iou: float = Field(
+        0.5, ge=0, le=1, description="Below it SAM-2's mask of a class on a slice is unused."
+    )
+    mask_min_object_score: float = Field(
+        0.0, description="Logit; below it SAM-2 says that the object is not on the slice."
+    )
+
+
+class TrainConfig(Config):
+    """One training run."""
+
+    method: MethodName = Field("supervised", description="The other methods' sections are unused.")
+    network: NetworkConfig = Field(NetworkConfig(), description="The student.")
+    preprocessing: Preprocessing = Field(
+        Preprocessing(), description="From stored voxels to network input; kept with the model."
+    )
+    steps: int = Field(3000, ge=1, description="Optimiser steps.")
+    batch_labelled: int = Field(8, ge=1, description="Labelled slices per step.")
+    batch_unlabelled: int = Field(8, ge=1, description="Unlabelled slices per step.")
+    optimiser: OptimiserConfig = Field(OptimiserConfig(), description="Optimiser.")
+    augmentation: AugmentationConfig = Field(AugmentationConfig(), description="Views.")
+    mean_teacher: MeanTeacherConfig = Field(MeanTeacherConfig(), description="mean_teacher only.")
+    unimatch_v2: UniMatchV2Config = Field(
+        UniMatchV2Config(), description="unimatch_v2 and the base of sss."
+    )
+    sss: SssConfig = Field(SssConfig(), description="sss only.")
+    seed: int = Field(1337, ge=0, le=2**31 - 1, description="Of weights, order and views.")
+    evaluate: Literal["auto", "ema", "student"] = Field(
+        "auto", description="Which network is measured and saved; auto: ema where there is one."
+    )
+    eval_every: int = Field(200, ge=1, description="Steps between validations.")
+    checkpoint_every_steps: int = Field(1000, ge=1, description="Steps between checkpoints.")
+    checkpoint_every_s: float = Field(300.0, gt=0, description="Or seconds, whichever is first.")
+    keep_last: int = Field(2, ge=1, le=100, description="Checkpoints kept.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if present.")
+    amp: Literal["auto", "on", "off"] = Field(
+        "auto", description="bfloat16 autocast; auto: on a GPU only."
+    )
+    threads: int = Field(0, ge=0, le=256, description="CPU threads of torch; 0: torch's choice.")
+    memory_gib: float = Field(
+        8.0, gt=0, description="Largest size of the slices held in memory; beyond it: refused."
+    )
+
+    @model_validator(mode="after")
+    def _size_fits_the_network(self) -> Self:
+        stride = 2 ** (self.network.levels - 1)
+        height, width = self.preprocessing.size_hw
+        if height < stride or width < stride or height % stride or width % stride:
+            raise ValueError(
+                f"preprocessing.size_hw {height}x{width} must be multiples of {stride}, "
+                f"the stride of a network with {self.network.levels} levels"
+            )
+        return self

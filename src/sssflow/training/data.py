@@ -1,0 +1,340 @@
+"""The whole dataset as slices in memory, and which slices each step reads.
+
+Letters: n slices of all cases of one stream, b batch, f foreground classes, h rows, w columns.
+Labels exist for labelled cases only; the type of an unlabelled stream has no place for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sssflow.contracts.dataset import DatasetManifest, LabelledCase, Role, UnlabelledCase
+from sssflow.contracts.masks import CaseMasks, ObjectScores
+from sssflow.contracts.model import Preprocessing
+from sssflow.errors import DataError, UsageError
+from sssflow.networks.predict import resize_images
+from sssflow.training.config import SssConfig
+from sssflow.volume.intensity import normalise
+from sssflow.volume.packed import read_packed
+
+_LOG = logging.getLogger(__name__)
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Slices with their labels (uint8) and the cases they come from."""
+
+    image_bchw: Tensor
+    label_bhw: Tensor
+    case_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class UnlabelledBatch:
+    """Slices, and SAM-2's soft masks (0 to 1) with the trust in each class, where there are any."""
+
+    image_bchw: Tensor
+    case_ids: tuple[str, ...]
+    mask_bfhw: Tensor | None = None
+    mask_weight_bf: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step reads."""
+
+    labelled: LabelledBatch
+    unlabelled: UnlabelledBatch | None
+
+
+@dataclass(frozen=True)
+class Slices:
+    """All slices of one stream at network size."""
+
+    image_nchw: Tensor
+    case_ids: tuple[str, ...]
+    label_nhw: Tensor | None = None
+    mask_nfhw: Tensor | None = None
+    mask_weight_nf: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.case_ids)
+
+    def names(self, index: Tensor) -> tuple[str, ...]:
+        """Case ids of the chosen slices."""
+        return tuple(self.case_ids[i] for i in index.tolist())
+
+    def to(self, device: torch.device) -> Slices:
+        """The same on another device."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device)
+
+        return Slices(
+            self.image_nchw.to(device),
+            self.case_ids,
+            move(self.label_nhw),
+            move(self.mask_nfhw),
+            move(self.mask_weight_nf),
+        )
+
+
+@dataclass(frozen=True)
+class ValidationCase:
+    """A volume after the intensity rule and its label, both on the case grid (s,h,w)."""
+
+    case_id: str
+    volume_shw: NDArray[np.float32]
+    label_shw: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The streams of a run; `unlabelled` is None for a method that reads none."""
+
+    labelled: Slices
+    unlabelled: Slices | None
+    validation: tuple[ValidationCase, ...]
+
+
+def derive_seed(seed: int, *names: object) -> int:
+    """A 63-bit seed for one purpose; equal arguments give equal seeds on every machine."""
+    text = "|".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def batch_indices(count: int, batch: int, step: int, *, seed: int, stream: str) -> Tensor:
+    """Slice numbers of step `step`: consecutive windows of an endless row of permutations.
+
+    A closed form of (seed, stream, step): a resumed run reads on where the other would have.
+    Every slice is read once before any is read twice.
+    """
+    chosen = []
+    position, end = step * batch, (step + 1) * batch
+    while position < end:
+        epoch, offset = divmod(position, count)
+        generator = torch.Generator().manual_seed(derive_seed(seed, stream, epoch))
+        part = torch.randperm(count, generator=generator)[offset : offset + end - position]
+        chosen.append(part)
+        position += len(part)
+    return torch.cat(chosen)
+
+
+def read_batch(
+    data: TrainingData, step: int, *, labelled: int, unlabelled: int, seed: int
+) -> Batch:
+    """The batch of `step`, gathered on the device that holds the slices."""
+    index = batch_indices(len(data.labelled), labelled, step, seed=seed, stream="labelled")
+    labels = data.labelled.label_nhw
+    if labels is None:
+        raise DataError("The labelled stream has no labels.")
+    here = index.to(labels.device)
+    batch = LabelledBatch(
+        data.labelled.image_nchw[here].float(), labels[here], data.labelled.names(index)
+    )
+    return Batch(batch, _unlabelled(data.unlabelled, step, unlabelled, seed))
+
+
+def _unlabelled(slices: Slices | None, step: int, count: int, seed: int) -> UnlabelledBatch | None:
+    if slices is None:
+        return None
+    index = batch_indices(len(slices), count, step, seed=seed, stream="unlabelled")
+    here = index.to(slices.image_nchw.device)
+    image = slices.image_nchw[here].float()
+    if slices.mask_nfhw is None or slices.mask_weight_nf is None:
+        return UnlabelledBatch(image, slices.names(index))
+    mask = slices.mask_nfhw[here].float() / 255
+    return UnlabelledBatch(image, slices.names(index), mask, slices.mask_weight_nf[here])
+
+
+def load_labelled(
+    manifest: DatasetManifest, base: Path, preprocessing: Preprocessing, *, memory_gib: float
+) -> Slices:
+    """Slices and labels of the labelled cases.
+
+    Raises:
+        DataError: No labelled case, a changed file, or a label value without a class.
+    """
+    cases = manifest.labelled(Role.LABELLED)
+    if not cases:
+        raise DataError(
+            "The dataset has no labelled case to train on.",
+            where=manifest.name,
+            action="Give some patients the role `labelled` when packing the data.",
+        )
+    _check_memory(cases, preprocessing, memory_gib, bytes_per_pixel=5)
+    images, labels, names = [], [], []
+    for case in cases:
+        images.append(_image(case, base, preprocessing))
+        label = torch.from_numpy(read_label(case, base, manifest.class_count))[:, None].float()
+        labels.append(resize_images(label, preprocessing.size_hw, "nearest")[:, 0].to(torch.uint8))
+        names += [case.case_id] * len(label)
+    return Slices(torch.cat(images), tuple(names), label_nhw=torch.cat(labels))
+
+
+def load_unlabelled(
+    manifest: DatasetManifest,
+    base: Path,
+    preprocessing: Preprocessing,
+    *,
+    memory_gib: float,
+    masks: Mapping[str, tuple[CaseMasks, Path]] | None = None,
+    trust: SssConfig | None = None,
+) -> Slices:
+    """Slices of the unlabelled cases, with soft masks where `masks` names the case.
+
+    Args:
+        manifest: The dataset.
+        base: Its folder.
+        preprocessing: Size and intensity rule.
+        memory_gib: Largest size in memory.
+        masks: Case id to its masks and the folder that their URIs are relative to.
+        trust: Which masks are believed; needed with `masks`.
+
+    Raises:
+        DataError: No unlabelled case, or a changed file.
+    """
+    cases = [case for case in manifest.cases if isinstance(case, UnlabelledCase)]
+    if not cases:
+        raise DataError(
+            "The dataset has no unlabelled case, which this method learns from.",
+            where=manifest.name,
+            action="Choose the method `supervised`, or give some patients the role `unlabelled`.",
+        )
+    foreground = manifest.class_count - 1
+    _check_memory(cases, preprocessing, memory_gib, bytes_per_pixel=4 + foreground * bool(masks))
+    images, probabilities, weights, names = [], [], [], []
+    for case in cases:
+        images.append(_image(case, base, preprocessing))
+        names += [case.case_id] * case.grid.shape_shw[0]
+        if masks is not None and trust is not None:
+            found = masks.get(case.case_id)
+            probability, weight = _case_masks(case, found, foreground, preprocessing, trust)
+            probabilities.append(probability)
+            weights.append(weight)
+    return Slices(
+        torch.cat(images),
+        tuple(names),
+        mask_nfhw=torch.cat(probabilities) if probabilities else None,
+        mask_weight_nf=torch.cat(weights) if weights else None,
+    )
+
+
+def load_validation(
+    manifest: DatasetManifest, base: Path, preprocessing: Preprocessing
+) -> tuple[ValidationCase, ...]:
+    """Validation volumes on their own grids; empty if the dataset has none."""
+    return tuple(
+        ValidationCase(
+            case.case_id,
+            normalise(
+                read_packed(case.image, base=base, shape=case.grid.shape_shw),
+                preprocessing.intensity,
+            ),
+            read_label(case, base, manifest.class_count),
+        )
+        for case in manifest.labelled(Role.VALIDATION)
+    )
+
+
+def read_label(case: LabelledCase, base: Path, class_count: int) -> NDArray[np.uint8]:
+    """The label of a case as uint8 (s,h,w).
+
+    Raises:
+        DataError: A changed file, or a value that is not a class.
+    """
+    label = read_packed(case.label, base=base, shape=case.grid.shape_shw)
+    low, high = int(label.min()), int(label.max())
+    if low < 0 or high >= class_count:
+        raise DataError(
+            "A label holds a value without a class.",
+            where=case.case_id,
+            expected=f"0 to {class_count - 1}",
+            found=f"{low} to {high}",
+            action="Pack the dataset again.",
+        )
+    return label.astype(np.uint8)
+
+
+def _image(case: LabelledCase | UnlabelledCase, base: Path, preprocessing: Preprocessing) -> Tensor:
+    volume = read_packed(case.image, base=base, shape=case.grid.shape_shw)
+    image = torch.from_numpy(normalise(volume, preprocessing.intensity))[:, None]
+    if not bool(torch.isfinite(image).all()):
+        raise DataError(
+            "An image holds values that are not finite.",
+            where=case.case_id,
+            action="Pack the dataset again; ingest refuses such files.",
+        )
+    return resize_images(image, preprocessing.size_hw, preprocessing.image_interpolation)
+
+
+def _case_masks(
+    case: UnlabelledCase,
+    found: tuple[CaseMasks, Path] | None,
+    foreground: int,
+    preprocessing: Preprocessing,
+    trust: SssConfig,
+) -> tuple[Tensor, Tensor]:
+    """uint8 (n,f,h,w) at network size and the trust (n,f); zeros where there is nothing."""
+    slices = case.grid.shape_shw[0]
+    if found is None:
+        shape = (slices, foreground, *preprocessing.size_hw)
+        return torch.zeros(shape, dtype=torch.uint8), torch.zeros(slices, foreground)
+    masks, folder = found
+    shape = (foreground, *case.grid.shape_shw)
+    array = read_packed(masks.probability_kshw, base=folder, shape=shape)
+    soft = torch.from_numpy(array.astype(np.float32)).transpose(0, 1)
+    small = resize_images(soft, preprocessing.size_hw).round().clamp(0, 255).to(torch.uint8)
+    weight = torch.zeros(slices, foreground)
+    for scores in masks.objects:
+        weight[:, scores.class_index - 1] = _trust(scores, slices, trust, case.case_id)
+    return small, weight
+
+
+def _trust(scores: ObjectScores, slices: int, rule: SssConfig, case_id: str) -> Tensor:
+    """Predicted IoU per slice; 0 where the mask is absent, doubted by SAM-2, or empty."""
+    if len(scores.predicted_iou) != slices or len(scores.object_score) != slices:
+        raise DataError(
+            "Mask scores and slices differ in number.",
+            where=case_id,
+            expected=slices,
+            found=len(scores.predicted_iou),
+            action="Run the infer stage again.",
+        )
+    weight = torch.zeros(slices)
+    pairs = zip(scores.predicted_iou, scores.object_score, strict=True)
+    for i, (iou, presence) in enumerate(pairs):
+        doubted = presence is not None and presence < rule.mask_min_object_score
+        if iou is not None and iou >= rule.mask_min_predicted_iou and not doubted:
+            weight[i] = min(max(iou, 0.0), 1.0)
+    return weight
+
+
+def _check_memory(
+    cases: Sequence[LabelledCase | UnlabelledCase],
+    preprocessing: Preprocessing,
+    memory_gib: float,
+    *,
+    bytes_per_pixel: int,
+) -> None:
+    height, width = preprocessing.size_hw
+    slices = sum(case.grid.shape_shw[0] for case in cases)
+    needed_gib = slices * height * width * bytes_per_pixel / _GIB
+    if needed_gib > memory_gib:
+        raise UsageError(
+            "The slices do not fit into the memory that this run may use.",
+            expected=f"at most {memory_gib:g} GiB (memory_gib)",
+            found=f"{slices} slices of {height}x{width}: {needed_gib:.1f} GiB",
+            action="Raise memory_gib, or make preprocessing.size_hw smaller.",
+        )
+    _LOG.info("%d slices of %dx%d, %.2f GiB", slices, height, width, needed_gib)

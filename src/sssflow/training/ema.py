@@ -1,0 +1,45 @@
+"""Exponential moving average of a network: parameters and buffers."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def make_teacher(student: N) -> N:
+    """A copy in evaluation mode that needs no gradient."""
+    teacher = copy.deepcopy(student)
+    teacher.eval()
+    for parameter in teacher.parameters():
+        parameter.requires_grad_(False)
+    return teacher
+
+
+def ema_ratio(step: int, decay: float) -> float:
+    """min(1 - 1/(t + 1), decay): 0 at the first step, so the teacher starts as the student.
+
+    Source: UniMatch V2 (decay 0.996); the same rule serves Mean Teacher (decay 0.99).
+    """
+    return min(1.0 - 1.0 / (step + 1), decay)
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, ratio: float) -> None:
+    """In place: ratio * teacher + (1 - ratio) * student.
+
+    Batch-norm statistics (floating-point buffers) are averaged like parameters: a teacher with
+    averaged weights and another network's statistics is neither of the two. Counters are copied.
+    """
+    target = [t for t in teacher.state_dict().values() if t.is_floating_point()]
+    source = [s for s in student.state_dict().values() if s.is_floating_point()]
+    torch._foreach_lerp_(target, source, 1.0 - ratio)
+    for into, value in zip(
+        teacher.state_dict().values(), student.state_dict().values(), strict=True
+    ):
+        if not into.is_floating_point():
+            into.copy_(value)

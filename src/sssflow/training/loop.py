@@ -1,0 +1,286 @@
+"""The training loop: plain, resumable, stopped by the first loss that is not finite."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from sssflow.errors import DataError, InterruptedRun
+from sssflow.networks.base import SegmentationNet
+from sssflow.training.checkpoint import CheckpointManifest, State, save_checkpoint
+from sssflow.training.config import OptimiserConfig, TrainConfig
+from sssflow.training.data import Batch, TrainingData, derive_seed, read_batch
+from sssflow.training.interrupt import StopRequest
+from sssflow.training.methods.base import LossTerms, Method
+from sssflow.training.ramps import learning_rate_factor
+from sssflow.training.tracking import Tracker
+from sssflow.training.validate import validate
+
+_LOG = logging.getLogger(__name__)
+_LOG_EVERY_S = 60.0
+_SCALARS_EVERY = 20
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told to the caller after every step."""
+
+    step: int
+    steps: int
+    loss: float
+    seconds_left: float
+    best_dice: float | None
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass
+class Standing:
+    """Everything that changes during a run besides weights and optimiser.
+
+    `best_dice` is -1 before the first validation; `elapsed_s` counts earlier sessions too.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    best_dice: float = -1.0
+    best_weights: Weights = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    elapsed_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the loop works on; `manifest` is the template of every checkpoint's manifest."""
+
+    config: TrainConfig
+    method: Method
+    optimiser: torch.optim.Optimizer
+    data: TrainingData
+    class_names: tuple[str, ...]
+    checkpoints: Path
+    manifest: CheckpointManifest
+    device: torch.device
+
+
+def build_optimiser(method: Method, config: OptimiserConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW over the method's trainable parameters."""
+    parameters = list(method.trainable())
+    if config.kind == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def train(
+    run: Run, standing: Standing, tracker: Tracker, progress: ProgressCallback | None = None
+) -> None:
+    """Train from `standing.step` to the last step; `standing` is brought up to date in place.
+
+    Raises:
+        DataError: The loss is not finite; step and cases of the batch are named.
+        InterruptedRun: SIGINT or SIGTERM came; the checkpoint of the finished step is written.
+    """
+    clock = _Clock(standing)
+    run.method.train_mode()
+    with StopRequest() as stop:
+        while standing.step < run.config.steps:
+            terms, loss = train_step(run, standing.step)
+            standing.step += 1
+            _after_step(run, standing, tracker, terms, loss)
+            clock.tick(run, standing, loss, progress)
+            if stop.received is not None:
+                checkpoint(run, standing)
+                raise InterruptedRun(
+                    f"Training was stopped by {stop.received} after step {standing.step}.",
+                    where=run.checkpoints,
+                    action="Run the same command again; it goes on from this step.",
+                )
+    checkpoint(run, standing)
+
+
+def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTerms, float]:
+    """One optimiser step; every random number follows from (seed, step).
+
+    `batch` replaces the one that the data would give (for measuring the loader).
+    """
+    config = run.config
+    if batch is None:
+        batch = read_batch(
+            run.data,
+            step,
+            labelled=config.batch_labelled,
+            unlabelled=config.batch_unlabelled,
+            seed=config.seed,
+        )
+    generator = Generator(device=run.device)
+    generator.manual_seed(derive_seed(config.seed, "views", step))
+    # Dropout layers draw from torch's global generator; set from the step, it needs no saving.
+    torch.manual_seed(derive_seed(config.seed, "dropout", step))
+    factor = learning_rate_factor(
+        config.optimiser.schedule,
+        step,
+        config.steps,
+        power=config.optimiser.poly_power,
+        warmup_steps=config.optimiser.warmup_steps,
+        floor=config.optimiser.floor,
+    )
+    for group in run.optimiser.param_groups:
+        group["lr"] = config.optimiser.learning_rate * factor
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=uses_amp(config, run.device)):
+        terms = run.method.step(batch, step, generator)
+    total = terms.total
+    loss = float(total.detach())
+    _require_finite(terms, loss, step, batch)
+    run.optimiser.zero_grad(set_to_none=True)
+    torch.autograd.backward(total)
+    if config.optimiser.clip_norm > 0:
+        torch.nn.utils.clip_grad_norm_(run.method.trainable(), config.optimiser.clip_norm)
+    run.optimiser.step()
+    run.method.after_update(step)
+    return terms, loss
+
+
+def uses_amp(config: TrainConfig, device: torch.device) -> bool:
+    """Whether the forward pass runs under bfloat16 autocast."""
+    return config.amp == "on" or (config.amp == "auto" and device.type == "cuda")
+
+
+def _require_finite(terms: LossTerms, loss: float, step: int, batch: Batch) -> None:
+    if loss - loss == 0.0:  # false for NaN and both infinities
+        return
+    cases = set(batch.labelled.case_ids)
+    if batch.unlabelled is not None:
+        cases |= set(batch.unlabelled.case_ids)
+    values = {name: float(term.detach()) for name, term in terms.terms.items()}
+    raise DataError(
+        "The loss is not finite; training stopped before the weights were touched.",
+        where=f"step {step}, cases {', '.join(sorted(cases))}",
+        expected="finite loss terms",
+        found=", ".join(f"{name}={value:g}" for name, value in values.items()),
+        action="Look at these cases; if they are sound, lower optimiser.learning_rate.",
+    )
+
+
+def _after_step(
+    run: Run, standing: Standing, tracker: Tracker, terms: LossTerms, loss: float
+) -> None:
+    last = standing.step == run.config.steps
+    if standing.step % _SCALARS_EVERY == 0 or last:
+        values = {f"loss/{name}": float(term.detach()) for name, term in terms.terms.items()}
+        facts = {f"fact/{name}": float(value) for name, value in terms.facts.items()}
+        rate = {"learning_rate": float(run.optimiser.param_groups[0]["lr"])}
+        tracker.scalars({"loss/total": loss, **values, **facts, **rate}, standing.step)
+    if run.data.validation and (standing.step % run.config.eval_every == 0 or last):
+        _validate(run, standing, tracker, terms.preview)
+
+
+def _validate(
+    run: Run, standing: Standing, tracker: Tracker, preview: Mapping[str, Tensor]
+) -> None:
+    net = evaluated_network(run)
+    metrics = validate(net, run.data.validation, run.config.preprocessing, run.class_names)
+    standing.history.append({"step": float(standing.step), **metrics})
+    tracker.scalars({f"validation/{name}": value for name, value in metrics.items()}, standing.step)
+    tracker.pictures(preview, standing.step)
+    if metrics["dice"] > standing.best_dice:
+        standing.best_dice = metrics["dice"]
+        standing.best_step = standing.step
+        standing.best_weights = copied(net.state_dict())
+    _LOG.info(
+        "step %d: validation Dice %.4f (best %.4f at %d)",
+        standing.step,
+        metrics["dice"],
+        standing.best_dice,
+        standing.best_step,
+    )
+
+
+def evaluated_network(run: Run) -> SegmentationNet:
+    """The network that is measured and saved: the teacher where there is one and it is wanted."""
+    teacher = run.method.teacher
+    if run.config.evaluate == "student" or teacher is None:
+        return run.method.student
+    return teacher
+
+
+def copied(state: Mapping[str, Tensor]) -> Weights:
+    """A copy on the CPU that later steps do not change."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+
+
+def checkpoint(run: Run, standing: Standing) -> Path:
+    """Publish the state after `standing.step` steps."""
+    state: State = {
+        "modules": run.method.modules.state_dict(),
+        "optimiser": run.optimiser.state_dict(),
+        "best_weights": standing.best_weights,
+        "best_step": standing.best_step,
+        "best_dice": standing.best_dice,
+        "history": standing.history,
+        "elapsed_s": standing.elapsed_s,
+    }
+    manifest = run.manifest.model_copy(update={"step": standing.step})
+    return save_checkpoint(run.checkpoints, state, manifest, keep_last=run.config.keep_last)
+
+
+def restore(run: Run, manifest: CheckpointManifest, state: State) -> Standing:
+    """Put a checkpoint's weights and optimiser into `run` and return its standing."""
+    run.method.modules.load_state_dict(state["modules"], strict=True)
+    run.optimiser.load_state_dict(state["optimiser"])
+    return Standing(
+        step=manifest.step,
+        best_step=state["best_step"],
+        best_dice=state["best_dice"],
+        best_weights=state["best_weights"],
+        history=state["history"],
+        elapsed_s=state["elapsed_s"],
+    )
+
+
+class _Clock:
+    """Time left, the log line of the minute, and checkpoints by steps or seconds."""
+
+    def __init__(self, standing: Standing) -> None:
+        now = time.monotonic()
+        self._start, self._start_step, self._before_s = now, standing.step, standing.elapsed_s
+        self._logged = self._saved = now
+
+    def tick(
+        self, run: Run, standing: Standing, loss: float, progress: ProgressCallback | None
+    ) -> None:
+        now = time.monotonic()
+        standing.elapsed_s = self._before_s + now - self._start
+        per_step_s = (now - self._start) / (standing.step - self._start_step)
+        left_s = per_step_s * (run.config.steps - standing.step)
+        if progress is not None:
+            best = standing.best_dice if standing.best_dice >= 0 else None
+            progress(Progress(standing.step, run.config.steps, loss, left_s, best))
+        if now - self._logged >= _LOG_EVERY_S:
+            self._logged = now
+            _LOG.info(
+                "step %d of %d, loss %.4f, %.0f s left",
+                standing.step,
+                run.config.steps,
+                loss,
+                left_s,
+            )
+        due = standing.step % run.config.checkpoint_every_steps == 0
+        if standing.step < run.config.steps and (
+            due or now - self._saved >= run.config.checkpoint_every_s
+        ):
+            self._saved = now
+            checkpoint(run, standing)

@@ -1,0 +1,101 @@
+"""What every method is: networks, and one step from a batch to named loss terms."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sssflow.networks.base import SegmentationNet
+from sssflow.training.config import AugmentationConfig, TrainConfig
+from sssflow.training.data import Batch, LabelledBatch
+from sssflow.training.ema import ema_ratio, update_teacher
+from sssflow.training.views import chosen, strong_view, weak_geometry
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Weighted terms of one step; the loss is their sum.
+
+    Attributes:
+        terms: Name to scalar tensor, the weight already applied.
+        facts: Name to detached scalar, for the log only.
+        preview: Name to detached (b,h,w) pictures: images in their own range, labels as integers.
+    """
+
+    terms: dict[str, Tensor]
+    facts: dict[str, Tensor] = field(default_factory=dict)
+    preview: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the terms."""
+        return torch.stack(list(self.terms.values())).sum()
+
+
+class Method(ABC):
+    """A way of training. Subclasses are built from (student, config) and own all their networks.
+
+    Attributes:
+        name: As in the configuration.
+        needs_unlabelled: Whether the step reads the unlabelled stream.
+        needs_masks: Whether it reads SAM-2's masks.
+        modules: Everything with weights: "student", for most methods "teacher", and extras.
+    """
+
+    name: str
+    needs_unlabelled: bool = True
+    needs_masks: bool = False
+    ema_decay: float = 0.0
+
+    def __init__(self, student: SegmentationNet, config: TrainConfig) -> None:
+        self.config = config
+        self.modules = nn.ModuleDict({"student": student})
+
+    @abstractmethod
+    def step(self, batch: Batch, step: int, generator: Generator) -> LossTerms:
+        """Loss terms of one batch; draws every random number from `generator` (on its device)."""
+
+    @property
+    def student(self) -> SegmentationNet:
+        """The network that is trained."""
+        return self.modules["student"]  # type: ignore[return-value]
+
+    @property
+    def teacher(self) -> SegmentationNet | None:
+        """Its moving average; None if the method has none."""
+        if "teacher" not in self.modules:
+            return None
+        return self.modules["teacher"]  # type: ignore[return-value]
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        """Parameters for the optimiser: of every module but the teacher."""
+        return (p for p in self.modules.parameters() if p.requires_grad)
+
+    def train_mode(self) -> None:
+        """Students and extras in training mode, the teacher in evaluation mode."""
+        self.modules.train()
+        if self.teacher is not None:
+            self.teacher.eval()
+
+    def after_update(self, step: int) -> None:
+        """Move the teacher after the optimiser's step `step`."""
+        if self.teacher is not None:
+            update_teacher(self.teacher, self.student, ema_ratio(step, self.ema_decay))
+
+
+def labelled_view(
+    batch: LabelledBatch, config: AugmentationConfig, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Weak geometry on image and label, strong intensities on a share of the samples."""
+    count, _, height, width = batch.image_bchw.shape
+    geometry = weak_geometry((count, height, width), config.weak, generator)
+    image = geometry.image(batch.image_bchw)
+    strong = chosen(count, config.labelled_strong_probability, generator)
+    image = torch.where(
+        strong[:, None, None, None], strong_view(image, config.strong, generator), image
+    )
+    return image, geometry.label(batch.label_bhw)

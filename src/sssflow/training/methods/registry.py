@@ -1,0 +1,31 @@
+"""Every method by its name; a new one is one file plus one line here."""
+
+from __future__ import annotations
+
+import torch
+
+from sssflow.networks.base import SegmentationNet
+from sssflow.training.config import TrainConfig
+from sssflow.training.data import derive_seed
+from sssflow.training.methods.base import Method
+from sssflow.training.methods.mean_teacher import MeanTeacher
+from sssflow.training.methods.sss import Sss
+from sssflow.training.methods.supervised import Supervised
+from sssflow.training.methods.unimatch_v2 import UniMatchV2
+
+METHODS: dict[str, type[Method]] = {
+    "supervised": Supervised,
+    "mean_teacher": MeanTeacher,
+    "unimatch_v2": UniMatchV2,
+    "sss": Sss,
+}
+
+
+def build_method(student: SegmentationNet, config: TrainConfig) -> Method:
+    """The method that `config.method` names, around `student`.
+
+    Extra modules start from the run's seed; the global random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "extras"))
+        return METHODS[config.method](student, config)

@@ -1,0 +1,119 @@
+"""What weak-to-strong methods share: the weak view, its pseudo label, and strong views with CutMix.
+
+Letters: b batch, c channels, f foreground classes, h rows, w columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from sssflow.errors import InternalError
+from sssflow.training.config import AugmentationConfig, WeakConfig
+from sssflow.training.data import Batch, UnlabelledBatch
+from sssflow.training.losses import mask_target
+from sssflow.training.views import paste, random_boxes, strong_view, weak_geometry
+
+
+@dataclass(frozen=True)
+class WeakView:
+    """The weak view and SAM-2's masks carried through the same geometry (None without masks)."""
+
+    image_bchw: Tensor
+    mask_bfhw: Tensor | None
+    mask_weight_bfhw: Tensor | None
+
+
+@dataclass(frozen=True)
+class PseudoLabel:
+    """Arg-max and confidence of the teacher on the weak view."""
+
+    label_bhw: Tensor
+    confident_bhw: Tensor
+
+
+@dataclass(frozen=True)
+class StrongView:
+    """A strong view after CutMix, with everything that its loss needs, pasted alike."""
+
+    image_bchw: Tensor
+    boxes_bhw: Tensor
+    label_bhw: Tensor
+    confident_bhw: Tensor
+    mask_bfhw: Tensor | None
+    mask_weight_bfhw: Tensor | None
+
+
+def unlabelled_of(batch: Batch) -> UnlabelledBatch:
+    """The unlabelled half of a batch, which the loop has promised to read."""
+    if batch.unlabelled is None:
+        raise InternalError("A semi-supervised method was given a batch without unlabelled slices.")
+    return batch.unlabelled
+
+
+def weak_view(batch: UnlabelledBatch, config: WeakConfig, generator: Generator) -> WeakView:
+    """One random geometry for the image and its masks."""
+    count, _, height, width = batch.image_bchw.shape
+    geometry = weak_geometry((count, height, width), config, generator)
+    image = geometry.image(batch.image_bchw)
+    if batch.mask_bfhw is None or batch.mask_weight_bf is None:
+        return WeakView(image, None, None)
+    mask = mask_target(geometry.soft(batch.mask_bfhw))
+    weight = batch.mask_weight_bf[:, :, None, None].expand_as(mask)
+    return WeakView(image, mask, weight)
+
+
+def pseudo_label(logits_bkhw: Tensor, threshold: float) -> PseudoLabel:
+    """Arg-max, and where the largest probability reaches `threshold`."""
+    confidence, label = logits_bkhw.float().softmax(1).max(1)
+    return PseudoLabel(label, confidence >= threshold)
+
+
+def make_strong(
+    weak: WeakView, pseudo: PseudoLabel, config: AugmentationConfig, generator: Generator
+) -> StrongView:
+    """Strong intensities on the weak view, then CutMix of image, label, confidence and masks."""
+    image = strong_view(weak.image_bchw, config.strong, generator)
+    boxes = random_boxes(image.shape, config.cutmix, generator)
+    return StrongView(
+        paste(image, boxes),
+        boxes,
+        paste(pseudo.label_bhw, boxes),
+        paste(pseudo.confident_bhw, boxes),
+        None if weak.mask_bfhw is None else paste(weak.mask_bfhw, boxes),
+        None if weak.mask_weight_bfhw is None else paste(weak.mask_weight_bfhw, boxes),
+    )
+
+
+def split_levels(features: Sequence[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:
+    """Feature lists of the parts that were joined along the batch axis."""
+    parts = [torch.split(level, list(sizes)) for level in features]
+    return [[part[i] for part in parts] for i in range(len(sizes))]
+
+
+def join_levels(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The reverse of `split_levels`."""
+    return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+
+def complementary_dropout(
+    first: list[Tensor], second: list[Tensor], share: float, generator: Generator
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Channel masks m ~ 2 Bernoulli(1/2) for one view and 2 - m for the other.
+
+    Each level of the list draws its own mask; a pair is exempt with probability 1 - `share`
+    (mask 1). Source: UniMatch V2 (there all levels have the same width and share one mask).
+    """
+    count = first[0].shape[0]
+    device = generator.device
+    exempt = torch.rand(count, generator=generator, device=device) >= share
+    out: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for one, two in zip(first, second, strict=True):
+        drawn = torch.rand((count, one.shape[1]), generator=generator, device=device) < 0.5
+        mask = torch.where(exempt[:, None], 1.0, 2.0 * drawn.float())[:, :, None, None]
+        out[0].append(one * mask)
+        out[1].append(two * (2.0 - mask))
+    return out

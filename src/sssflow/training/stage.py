@@ -1,0 +1,322 @@
+"""The train stage: a dataset (and SAM-2 masks) in, a trained student and its record out."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import sssflow
+from sssflow.contracts.base import ObjectRef, Sha256
+from sssflow.contracts.dataset import DatasetManifest
+from sssflow.contracts.masks import CaseMasks, MaskSet, require_same_dataset
+from sssflow.contracts.run import RunRecord
+from sssflow.errors import DataError, UnavailableError, UsageError
+from sssflow.networks.registry import build_network
+from sssflow.networks.trained import MODEL_FILE, Provenance, save_model
+from sssflow.storage.atomic import disk_errors, sweep_leftovers
+from sssflow.storage.contracts import load_contract, save_contract
+from sssflow.storage.digest import reference
+from sssflow.training.checkpoint import (
+    CheckpointManifest,
+    list_checkpoints,
+    load_newest,
+    require_same_run,
+    sweep_checkpoints,
+)
+from sssflow.training.config import TrainConfig
+from sssflow.training.data import (
+    TrainingData,
+    load_labelled,
+    load_unlabelled,
+    load_validation,
+)
+from sssflow.training.loop import (
+    ProgressCallback,
+    Run,
+    Standing,
+    build_optimiser,
+    copied,
+    evaluated_network,
+    restore,
+    train,
+)
+from sssflow.training.methods.registry import METHODS, build_method
+from sssflow.training.tracking import Tracker
+
+_LOG = logging.getLogger(__name__)
+RUN_FILE = "run.json"
+_NO_STATE = ObjectRef(uri="-", size_bytes=0, sha256="0" * 64)
+
+
+def run(
+    config: TrainConfig,
+    dataset: Path,
+    out: Path,
+    *,
+    masks: Sequence[Path] = (),
+    resume: bool = True,
+    progress: ProgressCallback | None = None,
+) -> RunRecord:
+    """Train into `out`: `model/model.json`, `checkpoints/`, `tensorboard/`, and last `run.json`.
+
+    The same call again resumes an interrupted run and returns at once from a finished one.
+
+    Args:
+        config: Settings.
+        dataset: The `manifest.json` of a packed dataset.
+        out: Folder of this run alone.
+        masks: The `masks.json` of every shard of the infer stage (method `sss`).
+        resume: False throws away what an earlier run left in `out`.
+        progress: Called after every step.
+
+    Raises:
+        DataError: A changed or unfit input, or a loss that is not finite.
+        UsageError: Another run's settings or data are in `out`, or the settings do not fit.
+        UnavailableError: Another process is training into `out`, or the disk is full.
+        InterruptedRun: SIGINT or SIGTERM; a checkpoint is written.
+    """
+    manifest = load_contract(DatasetManifest, dataset)
+    mask_sets = [(load_contract(MaskSet, path), path.parent) for path in masks]
+    require_same_dataset(
+        [found.dataset_digest for found, _ in mask_sets], manifest.digest, what="masks"
+    )
+    inputs = _inputs(manifest, mask_sets)
+    with _only_run_in(out):
+        if not resume:
+            _clear(out)
+        if (out / RUN_FILE).exists():
+            return _finished(out / RUN_FILE, config, inputs)
+        with _threads(config.threads):
+            return _train(config, manifest, dataset.parent, out, mask_sets, inputs, progress)
+
+
+def _train(
+    config: TrainConfig,
+    manifest: DatasetManifest,
+    base: Path,
+    out: Path,
+    mask_sets: Sequence[tuple[MaskSet, Path]],
+    inputs: dict[str, Sha256],
+    progress: ProgressCallback | None,
+) -> RunRecord:
+    prepared = prepare(config, manifest, base, out / "checkpoints", mask_sets, inputs)
+    sweep_checkpoints(prepared.checkpoints)
+    sweep_leftovers(out)
+    standing = Standing()
+    found = load_newest(prepared.checkpoints)
+    if found is not None:
+        require_same_run(found[0], config=prepared.manifest.config, inputs=inputs, where=out)
+        standing = restore(prepared, *found)
+        _LOG.info("resuming after step %d of %d", standing.step, config.steps)
+    tracker = Tracker(out / "tensorboard", from_step=standing.step)
+    try:
+        train(prepared, standing, tracker, progress)
+    finally:
+        tracker.close()
+    return _publish(prepared, standing, manifest, out, inputs)
+
+
+def prepare(
+    config: TrainConfig,
+    manifest: DatasetManifest,
+    base: Path,
+    checkpoints: Path,
+    mask_sets: Sequence[tuple[MaskSet, Path]] = (),
+    inputs: Mapping[str, Sha256] | None = None,
+) -> Run:
+    """Everything the loop needs, on its device; writes nothing."""
+    device = choose_device(config.device)
+    method_type = METHODS[config.method]
+    student = build_network(config.network, manifest.class_count, seed=config.seed)
+    method = build_method(student, config)
+    if method.needs_masks and not mask_sets:
+        raise UsageError(
+            f"The method {config.method} learns from SAM-2 masks, and none were given.",
+            expected="masks.json of the infer stage",
+            action="Run the prompts and infer stages first, or set sss.mask_weight=0.",
+        )
+    size = config.preprocessing
+    labelled = load_labelled(manifest, base, size, memory_gib=config.memory_gib).to(device)
+    unlabelled = None
+    if method_type.needs_unlabelled:
+        unlabelled = load_unlabelled(
+            manifest,
+            base,
+            size,
+            memory_gib=config.memory_gib,
+            masks=_by_case(mask_sets) if method.needs_masks else None,
+            trust=config.sss,
+        ).to(device)
+    method.modules.to(device)
+    return Run(
+        config=config,
+        method=method,
+        optimiser=build_optimiser(method, config.optimiser),
+        data=TrainingData(labelled, unlabelled, load_validation(manifest, base, size)),
+        class_names=manifest.class_names,
+        checkpoints=checkpoints,
+        manifest=CheckpointManifest(
+            step=0,
+            method=config.method,
+            config=config.model_dump(mode="json"),
+            inputs=dict(inputs or {}),
+            state=_NO_STATE,
+        ),
+        device=device,
+    )
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UsageError: CUDA is wanted and absent.
+    """
+    present = torch.cuda.is_available()
+    if wanted == "cuda" and not present:
+        raise UsageError(
+            "No CUDA device is here.", where="device", found="cuda", action="Set device=cpu."
+        )
+    return torch.device("cuda" if present and wanted != "cpu" else "cpu")
+
+
+def _publish(
+    prepared: Run,
+    standing: Standing,
+    manifest: DatasetManifest,
+    out: Path,
+    inputs: dict[str, Sha256],
+) -> RunRecord:
+    config = prepared.config
+    chosen = bool(standing.best_weights)
+    weights = standing.best_weights or copied(evaluated_network(prepared).state_dict())
+    step = standing.best_step if chosen else standing.step
+    name = "ema" if evaluated_network(prepared) is prepared.method.teacher else "student"
+    provenance = Provenance(manifest.class_names, manifest.digest, config.method, step)
+    save_model(out / "model", weights, config.network, config.preprocessing, provenance)
+    best = next((row for row in standing.history if row["step"] == step), {})
+    record = RunRecord(
+        method=config.method,
+        config=config.model_dump(mode="json"),
+        config_digest=config.digest(),
+        seed=config.seed,
+        versions=_versions(),
+        inputs=inputs,
+        steps=standing.step,
+        best_step=step,
+        selection=(
+            f"best mean foreground Dice on the validation cases, weights: {name}"
+            if chosen
+            else f"last step (the dataset has no validation case), weights: {name}"
+        ),
+        metrics={f"validation_{k}": v for k, v in best.items() if k != "step"},
+        history=tuple(standing.history),
+        checkpoints=tuple(
+            reference(path / "MANIFEST.json", base=out)
+            for path in list_checkpoints(prepared.checkpoints)
+        ),
+        model=reference(out / "model" / MODEL_FILE, base=out),
+        wall_time_s=standing.elapsed_s,
+        device=_device_name(prepared.device),
+    )
+    save_contract(record, out / RUN_FILE)
+    return record
+
+
+def _finished(path: Path, config: TrainConfig, inputs: dict[str, Sha256]) -> RunRecord:
+    """The record of a finished run, if it is the one that is asked for."""
+    record = load_contract(RunRecord, path)
+    as_checkpoint = CheckpointManifest(
+        step=record.steps, method=record.method, config=record.config, inputs=record.inputs,
+        state=_NO_STATE,
+    )  # fmt: skip
+    require_same_run(
+        as_checkpoint, config=config.model_dump(mode="json"), inputs=inputs, where=path
+    )
+    _LOG.info("%s is finished; nothing to do", path.parent)
+    return record
+
+
+def _inputs(
+    manifest: DatasetManifest, mask_sets: Sequence[tuple[MaskSet, Path]]
+) -> dict[str, Sha256]:
+    named = {f"masks_{i}": found.digest for i, (found, _) in enumerate(mask_sets)}
+    return {"dataset": manifest.digest, **named}
+
+
+def _by_case(
+    mask_sets: Sequence[tuple[MaskSet, Path]],
+) -> dict[str, tuple[CaseMasks, Path]]:
+    found: dict[str, tuple[CaseMasks, Path]] = {}
+    for masks, folder in mask_sets:
+        for case in masks.cases:
+            if case.case_id in found:
+                raise DataError(
+                    "Two mask sets hold the same case.",
+                    where=case.case_id,
+                    action="Give each shard of the infer stage once.",
+                )
+            found[case.case_id] = (case, folder)
+    return found
+
+
+@contextmanager
+def _only_run_in(out: Path) -> Iterator[None]:
+    """Hold `out/.lock`; the system frees it when the process ends, however it ends.
+
+    Raises:
+        UnavailableError: Another process holds it.
+    """
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / ".lock").open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UnavailableError(
+                "Another process is training into this folder.",
+                where=out,
+                action="Wait for it, or choose another output folder.",
+            ) from None
+        yield
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _clear(out: Path) -> None:
+    (out / RUN_FILE).unlink(missing_ok=True)
+    for name in ("checkpoints", "tensorboard", "model"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "sssflow": sssflow.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} thread(s)"

@@ -1,0 +1,59 @@
+"""TensorBoard files of a run: scalars, and one picture of views and masks per validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+_COLOURS = ((0, 0, 0), (230, 80, 60), (70, 160, 90), (60, 110, 220), (240, 190, 40), (150, 80, 190))
+_SHOWN = 6
+
+
+class Tracker:
+    """Writes under `folder`; entries of steps at or after `from_step` from a killed run go."""
+
+    def __init__(self, folder: Path, *, from_step: int) -> None:
+        self._writer = SummaryWriter(str(folder), purge_step=from_step or None, flush_secs=30)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """One point per name."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def pictures(self, preview: Mapping[str, Tensor], step: int) -> None:
+        """Rows = images, pseudo labels, masks, predictions of the first samples."""
+        if preview:
+            self._writer.add_image("views", picture(preview), step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+def picture(preview: Mapping[str, Tensor]) -> Tensor:
+    """uint8 (3, rows, columns): one row per entry in order, one column per sample.
+
+    Floating-point entries (b,h,w) are grey in their own range, integer ones are class colours.
+    """
+    rows = []
+    for value in preview.values():
+        shown = value[:_SHOWN].detach().cpu()
+        tiles = _grey(shown) if shown.is_floating_point() else _coloured(shown)
+        rows.append(torch.cat(list(tiles), dim=2))
+    return torch.cat(rows, dim=1)
+
+
+def _grey(image_bhw: Tensor) -> Tensor:
+    low = image_bhw.amin((1, 2), keepdim=True)
+    span = (image_bhw.amax((1, 2), keepdim=True) - low).clamp_min(1e-6)
+    grey = ((image_bhw.float() - low) / span * 255).to(torch.uint8)
+    return grey[:, None].expand(-1, 3, -1, -1)
+
+
+def _coloured(label_bhw: Tensor) -> Tensor:
+    table = torch.tensor(_COLOURS, dtype=torch.uint8)
+    return table[label_bhw.long() % len(_COLOURS)].permute(0, 3, 1, 2)

@@ -1,0 +1,54 @@
+"""Fast Dice on the validation volumes, for choosing weights; reports use `evaluation`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sssflow.contracts.model import Preprocessing
+from sssflow.networks.base import SegmentationNet
+from sssflow.networks.predict import predict_labels
+from sssflow.training.data import ValidationCase
+
+
+def dice_by_class(
+    prediction: NDArray[np.uint8], truth: NDArray[np.uint8], class_count: int
+) -> NDArray[np.float64]:
+    """Dice of classes 1.. of one volume; NaN where a class is in neither, 0 where in one only."""
+    pairs = prediction.ravel().astype(np.int64) * class_count + truth.ravel()
+    table = np.bincount(pairs, minlength=class_count**2).reshape(class_count, class_count)
+    size = table.sum(0) + table.sum(1)
+    with np.errstate(invalid="ignore"):
+        dice: NDArray[np.float64] = 2.0 * np.diag(table) / size
+    return dice[1:]
+
+
+def validate(
+    net: SegmentationNet,
+    cases: Sequence[ValidationCase],
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
+) -> dict[str, float]:
+    """Mean Dice per class over cases that have it, and `dice`, the mean over classes.
+
+    Dice is taken on the case grid. Leaves `net` in the mode it was in. Keys `dice` and
+    `dice_<class name>`; a class that no case has is left out.
+    """
+    was_training = net.training
+    net.eval()
+    rows = [
+        dice_by_class(
+            predict_labels(net, case.volume_shw, preprocessing), case.label_shw, len(class_names)
+        )
+        for case in cases
+    ]
+    net.train(was_training)
+    table = np.stack(rows)
+    means = {
+        f"dice_{name}": float(np.nanmean(column))
+        for name, column in zip(class_names[1:], table.T, strict=True)
+        if not np.isnan(column).all()
+    }
+    return {"dice": float(np.mean(list(means.values()))) if means else 0.0, **means}

@@ -1,0 +1,146 @@
+"""A dataset small enough to train on in a second: a disc (class 1) inside a ring (class 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sssflow.contracts.dataset import (
+    DatasetManifest,
+    Grid,
+    LabelledCase,
+    Modality,
+    Role,
+    UnlabelledCase,
+)
+from sssflow.contracts.masks import CaseMasks, MaskSet, ObjectScores
+from sssflow.storage.contracts import save_contract
+from sssflow.training.config import TrainConfig
+from sssflow.volume.packed import write_packed
+
+SHAPE = (3, 40, 36)
+IDENTITY = tuple(tuple(float(i == j) for j in range(4)) for i in range(4))
+GRID = Grid(shape_shw=SHAPE, spacing_shw_mm=(1.0, 1.0, 1.0), affine_ras=IDENTITY)
+ROLES = (
+    ("a1", Role.LABELLED),
+    ("a2", Role.LABELLED),
+    ("b1", Role.UNLABELLED),
+    ("b2", Role.UNLABELLED),
+    ("b3", Role.UNLABELLED),
+    ("c1", Role.VALIDATION),
+)
+
+
+@dataclass(frozen=True)
+class TinyDataset:
+    """Where the files are, and the truth of every case."""
+
+    dataset: Path
+    masks: Path
+    truth: dict[str, NDArray[np.uint8]]
+
+
+def draw(seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """An image (s,h,w) and its label."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[: SHAPE[1], : SHAPE[2]]
+    label = np.zeros(SHAPE, np.uint8)
+    centre = rng.uniform(15, 21, 2)
+    for i in range(SHAPE[0]):
+        distance = np.hypot(rows - centre[0], columns - centre[1] - i)
+        label[i][distance < 9] = 2
+        label[i][distance < 5] = 1
+    image = np.array([0.1, 0.9, 0.5])[label] + rng.normal(0, 0.05, SHAPE)
+    return image.astype(np.float32), label
+
+
+def make_dataset(folder: Path) -> TinyDataset:
+    """Six cases, two of them labelled, one for validation, and SAM-2-like masks of the rest."""
+    cases, masks, truth = [], [], {}
+    for number, (case_id, role) in enumerate(ROLES):
+        image, label = draw(number)
+        truth[case_id] = label
+        ref = write_packed(folder / "images" / f"{case_id}.b2nd", image, base=folder)
+        common = {
+            "case_id": case_id,
+            "patient_id": f"p{case_id}",
+            "image": ref,
+            "grid": GRID,
+            "modality": Modality.MR,
+        }
+        if role is Role.UNLABELLED:
+            cases.append(UnlabelledCase(**common))
+            soft = np.stack([(label == k) * np.uint8(230) for k in (1, 2)]).astype(np.uint8)
+            packed = write_packed(folder / "masks" / f"{case_id}.b2nd", soft, base=folder)
+            scores = tuple(
+                ObjectScores(
+                    class_index=k,
+                    predicted_iou=(0.9, 0.8, None),
+                    object_score=(5.0, 4.0, None),
+                    prompted=(True, False, False),
+                )
+                for k in (1, 2)
+            )
+            masks.append(CaseMasks(case_id=case_id, probability_kshw=packed, objects=scores))
+        else:
+            label_ref = write_packed(folder / "labels" / f"{case_id}.b2nd", label, base=folder)
+            cases.append(LabelledCase(**common, role=role, label=label_ref))
+    manifest = DatasetManifest(
+        name="tiny",
+        source_layout="drawn",
+        class_names=("background", "disc", "ring"),
+        source_digest="0" * 64,
+        split_rule="fixed",
+        cases=tuple(cases),
+    )
+    dataset = save_contract(manifest, folder / "manifest.json")
+    mask_set = MaskSet(
+        dataset_digest=manifest.digest,
+        prompt_digest="1" * 64,
+        model_digest="2" * 64,
+        backend="torch",
+        config_digest="3" * 64,
+        class_names=manifest.class_names,
+        cases=tuple(masks),
+    )
+    return TinyDataset(dataset, save_contract(mask_set, folder / "masks.json"), truth)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyDataset:
+    """One dataset for the session; nobody writes into it."""
+    return make_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def fresh_tiny(tmp_path: Path) -> TinyDataset:
+    """A dataset of one's own, to break."""
+    return make_dataset(tmp_path / "data")
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., TrainConfig]:
+    """A configuration that trains in a second; keyword arguments replace top-level keys."""
+
+    def make(**changes: object) -> TrainConfig:
+        data: dict[str, object] = {
+            "network": {"base_channels": 4, "levels": 3},
+            "preprocessing": {"size_hw": [32, 32]},
+            "steps": 6,
+            "batch_labelled": 2,
+            "batch_unlabelled": 2,
+            "eval_every": 3,
+            "device": "cpu",
+            "threads": 1,
+            "sss": {"dfe_width": 8, "dfe_levels": [-1, -2]},
+            "unimatch_v2": {"confidence_threshold": 0.3},
+            **changes,
+        }
+        return TrainConfig.model_validate(data)
+
+    return make

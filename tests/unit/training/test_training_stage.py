@@ -1,0 +1,194 @@
+"""The train stage end to end on a drawn dataset."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from sssflow.contracts.run import RunRecord
+from sssflow.errors import DataError, InterruptedRun, UnavailableError, UsageError
+from sssflow.networks.trained import load_model
+from sssflow.storage.contracts import load_contract
+from sssflow.training import stage
+from sssflow.training.checkpoint import list_checkpoints
+from sssflow.training.loop import Progress
+
+METHODS = ("supervised", "mean_teacher", "unimatch_v2", "sss")
+
+
+def weights_digest(out: Path) -> str:
+    return load_model(out / "model").description.weights.sha256
+
+
+def masks_for(method, tiny):
+    return [tiny.masks] if method == "sss" else []
+
+
+def stop_after(step: int):
+    """A progress callback that sends this process SIGTERM when `step` steps are done."""
+    import os
+    import signal
+
+    def callback(progress: Progress) -> None:
+        if progress.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return callback
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_leaves_model_record_checkpoint_and_tensorboard(method, tiny, tiny_config, tmp_path):
+    record = stage.run(
+        tiny_config(method=method), tiny.dataset, tmp_path / "run", masks=masks_for(method, tiny)
+    )
+    out = tmp_path / "run"
+    assert load_contract(RunRecord, out / "run.json") == record
+    assert record.method == method
+    assert [row["step"] for row in record.history] == [3.0, 6.0]
+    assert record.best_step in (3, 6)
+    assert "validation" in record.selection
+    assert record.metrics["validation_dice"] == max(row["dice"] for row in record.history)
+    assert list((out / "tensorboard").glob("events*"))
+    assert load_model(out / "model").description.step == record.best_step
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_twice_gives_bit_equal_weights(method, tiny, tiny_config, tmp_path):
+    config = tiny_config(method=method)
+    for name in ("one", "two"):
+        stage.run(config, tiny.dataset, tmp_path / name, masks=masks_for(method, tiny))
+    assert weights_digest(tmp_path / "one") == weights_digest(tmp_path / "two")
+
+
+def test_another_seed_gives_other_weights(tiny, tiny_config, tmp_path):
+    for seed in (1, 2):
+        stage.run(tiny_config(seed=seed), tiny.dataset, tmp_path / str(seed))
+    assert weights_digest(tmp_path / "1") != weights_digest(tmp_path / "2")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_stopped_twice_ends_bit_equal_to_one_that_was_not(
+    method, tiny, tiny_config, tmp_path
+):
+    config, masks = tiny_config(method=method), masks_for(method, tiny)
+    stage.run(config, tiny.dataset, tmp_path / "whole", masks=masks)
+    for step in (2, 5):
+        with pytest.raises(InterruptedRun, match=f"after step {step}"):
+            stage.run(
+                config, tiny.dataset, tmp_path / "cut", masks=masks, progress=stop_after(step)
+            )
+        assert not (tmp_path / "cut" / "run.json").exists()
+    record = stage.run(config, tiny.dataset, tmp_path / "cut", masks=masks)
+    whole = load_contract(RunRecord, tmp_path / "whole" / "run.json")
+    assert weights_digest(tmp_path / "cut") == weights_digest(tmp_path / "whole")
+    assert record.history == whole.history
+    assert record.best_step == whole.best_step
+
+
+def test_a_finished_run_is_not_run_again(tiny, tiny_config, tmp_path):
+    first = stage.run(tiny_config(), tiny.dataset, tmp_path)
+    steps = []
+    assert stage.run(tiny_config(), tiny.dataset, tmp_path, progress=steps.append) == first
+    assert steps == []
+
+
+def test_a_finished_run_refuses_other_settings_by_name(tiny, tiny_config, tmp_path):
+    stage.run(tiny_config(), tiny.dataset, tmp_path)
+    with pytest.raises(UsageError, match=r"seed: 1337 -> 5"):
+        stage.run(tiny_config(seed=5), tiny.dataset, tmp_path)
+
+
+def test_an_interrupted_run_refuses_another_method_and_names_the_key(tiny, tiny_config, tmp_path):
+    with pytest.raises(InterruptedRun):
+        stage.run(tiny_config(), tiny.dataset, tmp_path, progress=stop_after(2))
+    with pytest.raises(UsageError, match=r"method: 'supervised' -> 'mean_teacher'"):
+        stage.run(tiny_config(method="mean_teacher"), tiny.dataset, tmp_path)
+
+
+def test_resume_switched_off_starts_anew(tiny, tiny_config, tmp_path):
+    stage.run(tiny_config(), tiny.dataset, tmp_path)
+    record = stage.run(tiny_config(seed=5), tiny.dataset, tmp_path, resume=False)
+    assert record.seed == 5
+
+
+def test_two_runs_into_one_folder_are_refused(tiny, tiny_config, tmp_path):
+    refused = []
+
+    def second(progress: Progress) -> None:
+        if progress.step == 1:
+            with pytest.raises(UnavailableError, match="Another process"):
+                stage.run(tiny_config(), tiny.dataset, tmp_path)
+            refused.append(True)
+
+    stage.run(tiny_config(), tiny.dataset, tmp_path, progress=second)
+    assert refused == [True]
+
+
+def test_sss_without_masks_is_refused_unless_their_weight_is_zero(tiny, tiny_config, tmp_path):
+    with pytest.raises(UsageError, match=r"SAM-2 masks"):
+        stage.run(tiny_config(method="sss"), tiny.dataset, tmp_path)
+    stage.run(
+        tiny_config(method="sss", sss={"mask_weight": 0, "dfe_width": 8}), tiny.dataset, tmp_path
+    )
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
+    tiny, tiny_config, tmp_path, caplog
+):
+    config = tiny_config(checkpoint_every_steps=2, keep_last=3)
+    stage.run(config, tiny.dataset, tmp_path / "whole")
+    with pytest.raises(InterruptedRun):
+        stage.run(config, tiny.dataset, tmp_path / "cut", progress=stop_after(5))
+    newest = list_checkpoints(tmp_path / "cut" / "checkpoints")[-1]
+    (newest / "state.pt").write_bytes(b"torn")
+    with caplog.at_level(logging.WARNING):
+        stage.run(config, tiny.dataset, tmp_path / "cut")
+    assert f"{newest.name} is damaged" in caplog.text
+    assert weights_digest(tmp_path / "cut") == weights_digest(tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_stops_at_once_and_names_step_and_cases(
+    tiny, tiny_config, tmp_path
+):
+    config = tiny_config(optimiser={"kind": "sgd", "learning_rate": 1.0})
+    done = []
+
+    def poison(progress: Progress) -> None:
+        done.append(progress.step)
+
+    import sssflow.training.methods.supervised as module
+
+    real = module.supervised_loss
+    calls = iter(range(100))
+
+    def broken(logits, label):
+        return real(logits, label) * (float("nan") if next(calls) == 2 else 1.0)
+
+    module.supervised_loss = broken
+    try:
+        with pytest.raises(DataError, match=r"step 2, cases a1") as caught:
+            stage.run(config, tiny.dataset, tmp_path, progress=poison)
+    finally:
+        module.supervised_loss = real
+    assert done == [1, 2]
+    assert caught.value.exit_code == 65
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_the_chosen_weights_are_those_of_the_best_validation(tiny, tiny_config, tmp_path):
+    # With a learning rate of zero nothing changes, so the first validation must be kept.
+    config = tiny_config(optimiser={"floor": 0.0, "learning_rate": 1e-30, "weight_decay": 0.0})
+    record = stage.run(config, tiny.dataset, tmp_path)
+    assert record.best_step in (3, 6)
+    best = max(record.history, key=lambda row: row["dice"])
+    assert record.metrics["validation_dice"] == best["dice"]
+
+
+def test_training_learns_the_drawn_shapes(tiny, tiny_config, tmp_path):
+    config = tiny_config(steps=60, eval_every=30, optimiser={"learning_rate": 0.01})
+    record = stage.run(config, tiny.dataset, tmp_path)
+    assert record.metrics["validation_dice"] > 0.5
+    assert torch.get_num_threads() >= 1
