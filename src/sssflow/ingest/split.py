@@ -32,6 +32,13 @@ class Split:
 
     cases: tuple[AssignedCase, ...]
     rule: str
+    notes: tuple[str, ...] = ()
+
+
+def all_unlabelled(dataset: SourceDataset) -> Split:
+    """No role that opens a mask: lets the images be checked although the roles are in doubt."""
+    cases = (_assigned(case, {}) for case in dataset.cases)
+    return Split(tuple(sorted(cases, key=lambda c: c.source.case_id)), "none")
 
 
 def assign_roles(dataset: SourceDataset, config: SplitConfig) -> Split:
@@ -49,9 +56,12 @@ def assign_roles(dataset: SourceDataset, config: SplitConfig) -> Split:
         roles, rule = _by_rule(dataset, listed, pool, config)
     else:
         roles, rule = _by_file(dataset, pool, config, config.file)
-    _check_masks(dataset.cases, roles)
-    cases = [_assigned(case, roles) for case in dataset.cases]
-    return Split(tuple(sorted(cases, key=lambda c: c.source.case_id)), rule)
+    useless = _useless(dataset.cases, roles)
+    kept = [case for case in dataset.cases if case.case_id not in useless]
+    _check_masks(kept, roles)
+    cases = sorted((_assigned(case, roles) for case in kept), key=lambda c: c.source.case_id)
+    notes = [f"{len(useless)} scans without masks are left out: their patients have another role"]
+    return Split(tuple(cases), rule, tuple(notes if useless else ()))
 
 
 def _assigned(case: SourceCase, roles: Mapping[str, Role]) -> AssignedCase:
@@ -253,6 +263,18 @@ def _merge(named: Mapping[str, Iterable[str]], known: set[str], path: Path) -> d
     if problems:
         raise DataProblems("The split file does not fit the data.", problems)
     return roles
+
+
+def _useless(cases: Sequence[SourceCase], roles: Mapping[str, Role]) -> set[str]:
+    """Scans of an unlabelled folder whose patient is labelled, validation or test elsewhere."""
+    with_mask = {case.patient_id for case in cases if case.label is not None}
+    return {
+        case.case_id
+        for case in cases
+        if case.meant_without_mask
+        and case.patient_id in with_mask
+        and roles.get(case.patient_id, Role.UNLABELLED) != Role.UNLABELLED
+    }
 
 
 def _check_masks(cases: Iterable[SourceCase], roles: Mapping[str, Role]) -> None:

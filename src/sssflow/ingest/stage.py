@@ -17,7 +17,7 @@ from sssflow.ingest.config import IngestConfig
 from sssflow.ingest.layouts import find_layout
 from sssflow.ingest.layouts.base import LayoutOptions, SourceDataset
 from sssflow.ingest.pack import Packer, refuse_nested
-from sssflow.ingest.split import Split, assign_roles
+from sssflow.ingest.split import Split, all_unlabelled, assign_roles
 from sssflow.ingest.verify import (
     CaseFacts,
     check_case,
@@ -89,10 +89,11 @@ def run(
         UnavailableError: The disk is full or read-only; nothing of this run is left.
     """
     refuse_nested(source, out)
-    dataset, split = _discover(config, source)
+    dataset, split, problems = _discover(config, source)
     packer = Packer(out)
     try:
-        outcome = _walk(dataset, split, config, packer, progress)
+        outcome = _walk(dataset, split, config, None if problems else packer, progress)
+        outcome.problems[:0] = problems
         if outcome.problems:
             raise DataProblems(
                 "The data set cannot be used as it is; nothing was written.",
@@ -126,24 +127,43 @@ def check(config: IngestConfig, source: Path, *, progress: Progress | None = Non
         UsageError: The split asks for more patients than there are.
     """
     try:
-        dataset, split = _discover(config, source)
+        dataset, split, problems = _discover(config, source)
     except DataError as error:
         return CheckReport(problems=_as_problems([error]))
     outcome = _walk(dataset, split, config, None, progress)
+    outcome.problems[:0] = problems
     return _report(dataset, split, outcome)
 
 
-def _discover(config: IngestConfig, source: Path) -> tuple[SourceDataset, Split]:
+def _discover(config: IngestConfig, source: Path) -> tuple[SourceDataset, Split, list[DataError]]:
+    """Cases, roles, and what is wrong with either. Roles in doubt mean that no mask is opened."""
     layout = find_layout(config.layout, source)
     options = LayoutOptions(patient_pattern=config.patient_pattern, ct_units=config.ct_units)
     dataset = layout.discover(source, options)
+    problems = [*dataset.problems, *_repeated_ids(dataset)]
     if not dataset.cases:
-        raise DataProblems(
-            "The folder holds no usable case.",
-            dataset.problems
-            or [DataError("No case was found.", where=source, expected=f"\n{layout.tree}")],
+        nothing = DataError("No case was found.", where=source, expected=f"\n{layout.tree}")
+        raise DataProblems("The folder holds no usable case.", problems or [nothing])
+    try:
+        return dataset, assign_roles(dataset, config.split), problems
+    except DataError as error:
+        return dataset, all_unlabelled(dataset), [*problems, *_flat(error)]
+
+
+def _repeated_ids(dataset: SourceDataset) -> list[DataError]:
+    # Ids become file names, and some file systems do not tell upper from lower case.
+    counts = Counter(case.case_id.casefold() for case in dataset.cases)
+    return [
+        DataError(
+            "Two cases have the same id.",
+            where=", ".join(c.image.where for c in dataset.cases if c.case_id.casefold() == name),
+            expected="ids that differ in more than upper and lower case",
+            found=name,
+            action="Rename or remove one of them.",
         )
-    return dataset, assign_roles(dataset, config.split)
+        for name, count in sorted(counts.items())
+        if count > 1
+    ]
 
 
 def _walk(
@@ -154,7 +174,7 @@ def _walk(
     progress: Progress | None,
 ) -> _Outcome:
     """One pass over all cases; after the first problem cases are checked but not written."""
-    outcome = _Outcome([], [], list(dataset.problems), list(dataset.notes))
+    outcome = _Outcome([], [], [], [*dataset.notes, *split.notes])
     classes = len(dataset.class_names)
     for done, case in enumerate(split.cases, start=1):
         checked, problems = check_case(case, classes, config)
@@ -217,10 +237,12 @@ def _spacing_text(fact: CaseFacts) -> str:
 
 
 def _as_problems(errors: list[DataError]) -> tuple[Problem, ...]:
-    flat: list[DataError] = []
-    for error in errors:
-        flat.extend(error.problems if isinstance(error, DataProblems) else [error])
     return tuple(
         Problem(what=e.what, where=e.where, expected=e.expected, found=e.found, action=e.action)
-        for e in flat
+        for error in errors
+        for e in _flat(error)
     )
+
+
+def _flat(error: DataError) -> tuple[DataError, ...]:
+    return error.problems if isinstance(error, DataProblems) else (error,)

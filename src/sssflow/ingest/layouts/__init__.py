@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from sssflow.errors import DataError
-from sssflow.ingest.layouts import acdc, ssl4mis
+from sssflow.ingest.layouts import acdc, bhsd, la, nnunet, ssl4mis
 from sssflow.ingest.layouts.base import Layout
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (acdc.LAYOUT, ssl4mis.LAYOUT)}
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (acdc.LAYOUT, bhsd.LAYOUT, la.LAYOUT, nnunet.LAYOUT, ssl4mis.LAYOUT)
+}
 
 
 def find_layout(name: str, root: Path) -> Layout:

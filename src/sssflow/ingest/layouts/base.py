@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -126,6 +128,8 @@ class SourceCase:
         label: None where the data set has no mask; also None once the case became `unlabelled`.
         listed: Where the data set's own lists put the case; TRAIN without lists.
         order: Position in those lists (or by name): the "first n" of a rule means this order.
+        meant_without_mask: Whether it lies in a folder for scans without masks, so that a missing
+            mask is no fault.
     """
 
     case_id: str
@@ -136,6 +140,7 @@ class SourceCase:
     phase: str = ""
     listed: ListName = ListName.TRAIN
     order: int = 0
+    meant_without_mask: bool = False
 
     def without_label(self) -> SourceCase:
         """The same case, its mask out of reach."""
@@ -209,6 +214,20 @@ class Findings:
         )
         return False
 
+    def without_repeats(self, names: Sequence[str], where: object) -> list[str]:
+        """The names once each, in order; every repeated one is noted as a problem."""
+        counts = Counter(names)
+        for name in sorted(name for name, count in counts.items() if count > 1):
+            self.problems.append(
+                DataError(
+                    "A list names an entry twice.",
+                    where=where,
+                    found=repr(name)[:160],
+                    action="Remove one of the two lines.",
+                )
+            )
+        return list(counts)
+
 
 def read_list(path: Path) -> list[str]:
     """Lines of a text list without blanks; empty lines are dropped.
@@ -234,12 +253,24 @@ def read_list(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def left_out_note(count: int, what: str) -> tuple[str, ...]:
+    """The note that files were found which no list names; empty for none."""
+    return (f"{count} {what} are in no list and left out",) if count else ()
+
+
 def visible(folder: Path, pattern: str) -> list[Path]:
-    """Entries of a folder by name, hidden ones left out; empty if the folder is missing."""
+    """Entries of a folder by name, hidden ones left out; empty if the folder is missing.
+
+    Raises:
+        DataError: The folder may not be read; leaving it out would lose cases silently.
+    """
+    if not folder.is_dir():
+        return []
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(
+            "A folder cannot be read.",
+            where=folder,
+            found="no permission",
+            action="Give this user the right to read it.",
+        )
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
-
-
-def duplicates(names: Iterable[str]) -> list[str]:
-    """Names that occur more than once, sorted."""
-    seen: set[str] = set()
-    return sorted({name for name in names if name in seen or seen.add(name)})  # type: ignore[func-returns-value]

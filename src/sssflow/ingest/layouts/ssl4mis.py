@@ -23,7 +23,6 @@ from sssflow.ingest.layouts.base import (
     ListName,
     SourceCase,
     SourceDataset,
-    duplicates,
     read_list,
     visible,
 )
@@ -66,6 +65,8 @@ def discover(root: Path, options: LayoutOptions) -> SourceDataset:
         findings.problems.append(
             DataError("The folder holds no case.", where=root, expected=f"\n{TREE}")
         )
+    left_out = set(slices) | set(volumes)
+    left_out -= {name for name, _ in wanted}
     return SourceDataset(
         layout=LAYOUT.name,
         class_names=CLASS_NAMES,
@@ -73,6 +74,9 @@ def discover(root: Path, options: LayoutOptions) -> SourceDataset:
         slice_patients=tuple(_patient(_volume_of(line)) for line in slice_lines),
         list_names=frozenset(name for name, entries in lists.items() if entries),
         problems=tuple(findings.problems),
+        notes=tuple(
+            f"{len(left_out)} volumes are in no list and left out" for _ in [*left_out][:1]
+        ),
     )
 
 
@@ -116,16 +120,7 @@ def _entries(path: Path, findings: Findings) -> list[str]:
     except DataError as error:
         findings.problems.append(error)
         return []
-    for name in duplicates(names):
-        findings.problems.append(
-            DataError(
-                "A list names an entry twice.",
-                where=path,
-                found=repr(name)[:160],
-                action="Remove one of the two lines.",
-            )
-        )
-    return list(dict.fromkeys(names))
+    return findings.without_repeats(names, path)
 
 
 def _volume_of(slice_name: str) -> str:
