@@ -38,8 +38,8 @@ format: setup  ## Put all Python files into the house format
 lock: setup  ## Resolve requirements/*.txt again from pyproject.toml
 	tools/lock.sh $(VENV)
 
-pipelines: setup  ## Compile the pipelines to the IR that is committed beside them
-	$(BIN)/sssflow pipeline compile
+pipelines: setup  ## Compile the pipelines, and write the components' pages, beside their sources
+	$(BIN)/python -m pipelines.compile
 
 clean:  ## Remove the environment, caches and everything that the commands above left
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo local_outputs

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sssflow.cli.progress import working
+from sssflow.cli.progress import Watch, working
 from sssflow.cli.session import (
     ConfigOption,
     DryRunOption,
@@ -22,6 +23,10 @@ from sssflow.cli.session import (
     show_config,
 )
 from sssflow.configuration import load_config
+from sssflow.errors import DataError, DataProblems
+
+if TYPE_CHECKING:
+    from sssflow.ingest.stage import CheckReport
 
 app = typer.Typer(help="Check, pack or draw scans.", no_args_is_help=True)
 
@@ -53,10 +58,17 @@ def check(
         return
     from sssflow.ingest import stage
 
-    with working("check"):
-        summary = stage.check(experiment.ingest, source)
-    console().print(summary)
-    finish(source, then=[quoted("sssflow", "data", "pack", source, "OUT")])
+    with working("check") as watch:
+        report = stage.check(experiment.ingest, source, progress=_cases(watch))
+    _tell(report)
+    if not report.ok:
+        raise DataProblems(
+            "The scans cannot be used as they are.",
+            [DataError(**problem.model_dump()) for problem in report.problems],
+            action="Correct every point below, then run the same command again.",
+        )
+    facts = {"layout": report.layout, "split": report.split_rule}
+    finish(source, facts, [quoted("sssflow", "data", "pack", source, "OUT")])
 
 
 @app.command()
@@ -88,8 +100,8 @@ def pack(
     from sssflow.contracts.dataset import Role
     from sssflow.ingest import stage
 
-    with working("pack"):
-        manifest = stage.run(experiment.ingest, source, out)
+    with working("pack") as watch:
+        manifest = stage.run(experiment.ingest, source, out, progress=_cases(watch))
     facts = {role.value: f"{len(manifest.with_role(role))} cases" for role in Role}
     path = out / "manifest.json"
     finish(path, facts, [quoted("sssflow", "train", path, "RUN")])
@@ -123,3 +135,24 @@ def phantoms(
         summary = stage.run(drawn, out)
     facts = {"patients": len(summary.patients), "without masks": len(summary.unlabelled)}
     finish(out, facts, [quoted("sssflow", "data", "pack", out, "DATASET")])
+
+
+def _cases(watch: Watch) -> Callable[[int, int, str], None]:
+    return lambda done, total, case_id: watch.show(case_id, (done, total))
+
+
+def _tell(report: CheckReport) -> None:
+    """Print what was found beside the problems."""
+    terminal = console()
+    for title, counts in (
+        ("patients", report.patients_per_role),
+        ("cases", report.cases_per_role),
+        ("shapes s x h x w", report.shapes_shw),
+        ("spacing mm", report.spacings_shw_mm),
+        ("voxels per class", report.voxels_per_class),
+    ):
+        shown = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        if shown:
+            terminal.print(f"  {title:<17} {shown}", markup=False)
+    for note in report.notes:
+        terminal.print(f"  note: {note}", markup=False)

@@ -2,11 +2,140 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+
+from sssflow.cli.progress import Watch, parse_count, working
+from sssflow.cli.session import (
+    ConfigOption,
+    DryRunOption,
+    Plan,
+    PrintConfigOption,
+    SetOption,
+    finish,
+    need,
+    percent,
+    quoted,
+    read_experiment,
+    show_config,
+)
+
+if TYPE_CHECKING:
+    from sssflow.contracts.evaluation import EvaluationSummary
+    from sssflow.experiment import ExperimentConfig
+    from sssflow.pipeline.events import TaskEvent
+    from sssflow.pipeline.results import LocalRunResult
 
 app = typer.Typer(help="The whole flow as a Kubeflow pipeline.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    """The whole flow as a Kubeflow pipeline."""
+@app.command("compile")
+def compile_(
+    out: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", show_default=False, help="Default: pipelines/NAME.yaml."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Which pipeline.")] = "sss_training",
+) -> None:
+    """Compile a pipeline of this checkout to the IR that KFP runs."""
+    from sssflow.pipeline.ir import compile_pipeline
+
+    path = compile_pipeline(name, out or Path("pipelines") / f"{name}.yaml")
+    finish(path, then=[quoted("sssflow", "pipeline", "run", "OUT", "--source", "SCANS")])
+
+
+@app.command("run")
+def run(
+    context: typer.Context,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--source", help="Folder of scans; without it the phantoms of --config."),
+    ] = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    print_config: PrintConfigOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Run the compiled pipeline on this machine, task by task, with KFP's local runner."""
+    experiment = read_experiment(config, settings)
+    if print_config:
+        show_config(experiment)
+        return
+    out = need(out, "OUT", "the folder for the results")
+    if source is None:
+        experiment.require_phantoms()
+    plan = Plan(
+        "pipeline run",
+        f"{_what(experiment)}, with KFP's local runner",
+        out,
+        {} if source is None else {"scans": source},
+        ("finished tasks are kept in OUT/work: the same command continues an interrupted run",),
+    )
+    if plan.start(context, dry_run=dry_run):
+        result = run_here(experiment, out, source)
+        close(result, out)
+
+
+def run_here(experiment: ExperimentConfig, out: Path, source: Path | None) -> LocalRunResult:
+    """Run the pipeline into `out` and show its tasks; `out/work` keeps what it needs to go on."""
+    from sssflow.pipeline.ir import compiled_pipeline
+    from sssflow.pipeline.local import run_local
+
+    parameters = {"config_json": experiment.model_dump_json()}
+    if source is not None:
+        parameters["source"] = str(source.absolute())
+    with working("pipeline") as watch:
+        return run_local(
+            compiled_pipeline(), parameters, out / "work", out=out, on_event=_shown_by(watch)
+        )
+
+
+def close(result: LocalRunResult, out: Path) -> None:
+    """Say the figures that matter, where everything is, and what to do next."""
+    facts = figures(result.summary)
+    facts["took"] = f"{result.wall_time_s / 60:.1f} min"
+    then = [
+        f"open {result.report} in a browser",
+        quoted("tensorboard", "--logdir", out / "tensorboard"),
+        quoted("sssflow", "data", "check", "YOUR_SCANS"),
+    ]
+    finish(result.report, facts, then)
+
+
+def figures(summary: EvaluationSummary) -> dict[str, object]:
+    """Mean Dice of each model, the gain with its interval, and SAM-2 against the coarse masks."""
+    facts: dict[str, object] = {}
+    for model in summary.models:
+        dice = model.strict.get("dice")
+        facts[f"Dice, {model.name}"] = percent(dice.value if dice else None)
+    if summary.gain is not None:
+        gain = summary.gain
+        text = f"{100 * gain.gain:+.1f} points"
+        if gain.low is not None and gain.high is not None:
+            text += f" ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+        facts[f"gain on {gain.patients} patients"] = text
+    for quality in summary.sam2:
+        coarse = percent(quality.coarse.value) if quality.coarse else "unknown"
+        facts["Dice, SAM-2 masks"] = f"{percent(quality.sam2.value)} (coarse masks: {coarse})"
+    return facts
+
+
+def _what(experiment: ExperimentConfig) -> str:
+    methods = f"{experiment.baseline.method} against {experiment.train.method}"
+    return f"runs ingest to export, {methods}, {experiment.train.steps} steps"
+
+
+def _shown_by(watch: Watch) -> Callable[[TaskEvent], None]:
+    def show(event: TaskEvent) -> None:
+        if event.state == "progress":
+            watch.show(f"{event.name}: {event.message}", parse_count(event.message))
+        elif event.state != "failed":  # a failure is told in full when the run ends
+            watch.say(f"{event.name}: {event.state}")
+
+    return show

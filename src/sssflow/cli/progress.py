@@ -1,6 +1,7 @@
-"""Progress of a stage, read from its log: a bar on a terminal, one line per minute elsewhere.
+"""Progress of a stage: a bar on a terminal, one line per minute elsewhere.
 
-Stages below the command line only log. A message that says "<n> of <m>" moves the bar.
+Stages below the command line only log, or call back. A message that says "<n> of <m>" moves the
+bar.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import re
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -38,26 +40,30 @@ def parse_count(message: str) -> tuple[int, int] | None:
     return (done, total) if 0 < total and done <= total else None
 
 
-@contextlib.contextmanager
-def working(name: str, *, terminal: Console | None = None) -> Iterator[None]:
-    """Show what the stage logs while the block runs."""
-    terminal = terminal or error_console()
-    watch = _bar(name, terminal) if terminal.is_terminal else _lines(name, terminal)
-    logger = logging.getLogger("sssflow")
-    level, propagate = logger.level, logger.propagate
-    with watch as handler:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-        try:
-            yield
-        finally:
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            logger.propagate = propagate
+class Watch(logging.Handler):
+    """Takes what a stage says, by log or by call, and shows it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one log message."""
+        message = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            self.say(f"warning: {message}")
+        else:
+            self.show(message, parse_count(message))
+
+    @abstractmethod
+    def show(self, message: str, count: tuple[int, int] | None = None) -> None:
+        """Show the newest message and, if known, how many of how many are done."""
+
+    @abstractmethod
+    def say(self, message: str) -> None:
+        """Show a message at once, so that it stays."""
 
 
-class MinuteLines(logging.Handler):
+class MinuteLines(Watch):
     """Warnings at once; of the other messages the newest one, at most one per `quiet_s`.
 
     Args:
@@ -75,62 +81,74 @@ class MinuteLines(logging.Handler):
         quiet_s: float = _QUIET_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(logging.INFO)
+        super().__init__()
         self._name, self._write, self._quiet_s, self._clock = name, write, quiet_s, clock
-        self._start_s = self._last_s = clock()
-        self._latest = "started"
-        self._first = True
+        self._start_s = clock()
+        self._last_s: float | None = None
+        self._message, self._count = "started", None  # type: tuple[str, tuple[int, int] | None]
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Take one message of a stage."""
-        message = record.getMessage()
-        if record.levelno >= logging.WARNING:
-            self._write(f"{self._name}: warning: {message}")
-            return
-        self._latest = message
-        if self._first:
-            self._first = False
-            self._say()
-        else:
-            self.tick()
+    def show(self, message: str, count: tuple[int, int] | None = None) -> None:
+        """Keep the message, and write it if it is time."""
+        self._message, self._count = message, count
+        self.tick()
+
+    def say(self, message: str) -> None:
+        """Write at once."""
+        self._write(f"{self._name}: {_minutes(self._clock() - self._start_s)} | {message}")
 
     def tick(self) -> None:
-        """Say the newest message again if nothing was said for `quiet_s`."""
-        if self._clock() - self._last_s >= self._quiet_s:
-            self._say()
-
-    def _say(self) -> None:
+        """Write the newest message, again if need be, unless a line is younger than `quiet_s`."""
         now_s = self._clock()
+        if self._last_s is not None and now_s - self._last_s < self._quiet_s:
+            return
         self._last_s = now_s
         elapsed_s = now_s - self._start_s
-        line = f"{self._name}: {_minutes(elapsed_s)} | {self._latest}"
-        count = parse_count(self._latest)
-        if count is not None and 0 < count[0] < count[1] and elapsed_s >= 1:
-            line += f" | about {_minutes(elapsed_s * (count[1] - count[0]) / count[0])} left"
+        line = f"{self._name}: {_minutes(elapsed_s)} | {self._message}"
+        if self._count is not None and 0 < self._count[0] < self._count[1] and elapsed_s >= 1:
+            done, total = self._count
+            line += f" | about {_minutes(elapsed_s * (total - done) / done)} left"
         self._write(line)
 
 
-class _BarHandler(logging.Handler):
-    """Moves a bar; warnings stay above it."""
+class BarLine(Watch):
+    """Moves a bar; what must stay is printed above it."""
 
     def __init__(self, bar: Progress, task: TaskID) -> None:
-        super().__init__(logging.INFO)
+        super().__init__()
         self._bar, self._task = bar, task
 
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if record.levelno >= logging.WARNING:
-            self._bar.console.print(f"warning: {message}", markup=False)
-            return
-        count = parse_count(message)
+    def show(self, message: str, count: tuple[int, int] | None = None) -> None:
+        """Move the bar."""
         if count is None:
             self._bar.update(self._task, note=message)
         else:
             self._bar.update(self._task, completed=count[0], total=count[1], note=message)
 
+    def say(self, message: str) -> None:
+        """Print above the bar."""
+        self._bar.console.print(message, markup=False)
+
 
 @contextlib.contextmanager
-def _bar(name: str, terminal: Console) -> Iterator[logging.Handler]:
+def working(name: str, *, terminal: Console | None = None) -> Iterator[Watch]:
+    """Show what the stage in the block logs; what it calls back goes to `Watch.show`."""
+    terminal = terminal or error_console()
+    logger = logging.getLogger("sssflow")
+    level, propagate = logger.level, logger.propagate
+    with _bar(name, terminal) if terminal.is_terminal else _lines(name, terminal) as watch:
+        logger.addHandler(watch)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        try:
+            yield watch
+        finally:
+            logger.removeHandler(watch)
+            logger.setLevel(level)
+            logger.propagate = propagate
+
+
+@contextlib.contextmanager
+def _bar(name: str, terminal: Console) -> Iterator[Watch]:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -140,23 +158,26 @@ def _bar(name: str, terminal: Console) -> Iterator[logging.Handler]:
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=terminal, transient=True) as bar:
-        yield _BarHandler(bar, bar.add_task(name, total=None, note=""))
+        yield BarLine(bar, bar.add_task(name, total=None, note=""))
 
 
 @contextlib.contextmanager
-def _lines(name: str, terminal: Console) -> Iterator[logging.Handler]:
-    handler = MinuteLines(name, lambda line: terminal.print(line, markup=False))
+def _lines(name: str, terminal: Console) -> Iterator[Watch]:
+    watch = MinuteLines(name, lambda line: terminal.print(line, markup=False))
     stop = threading.Event()
 
     def beat() -> None:
         while not stop.wait(_QUIET_S / 4):
-            with handler.lock or contextlib.nullcontext():
-                handler.tick()
+            watch.acquire()
+            try:
+                watch.tick()
+            finally:
+                watch.release()
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        yield handler
+        yield watch
     finally:
         stop.set()
         thread.join()

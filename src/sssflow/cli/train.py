@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from sssflow.cli.session import (
     show_config,
 )
 
+if TYPE_CHECKING:
+    from sssflow.training.loop import Progress
+
 
 def train(
     context: typer.Context,
@@ -31,8 +34,11 @@ def train(
     out: Annotated[
         Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder of the run.")
     ] = None,
+    section: Annotated[
+        str, typer.Option(help="Which training of the experiment: warmup, baseline or train.")
+    ] = "train",
     method: Annotated[
-        str | None, typer.Option("--method", "-m", help="Short for --set train.method=…")
+        str | None, typer.Option("--method", "-m", help="Short for --set SECTION.method=…")
     ] = None,
     masks: Annotated[
         list[Path] | None,
@@ -47,14 +53,14 @@ def train(
     dry_run: DryRunOption = False,
 ) -> None:
     """Train a student on MANIFEST; Ctrl-C keeps a checkpoint and the same command resumes."""
-    chosen = [*(settings or []), *([f"train.method={method}"] if method else [])]
+    chosen = [*(settings or []), *([f"{section}.method={method}"] if method else [])]
     experiment = read_experiment(config, chosen)
     if print_config:
         show_config(experiment)
         return
     dataset = need(dataset, "MANIFEST", "manifest.json of `sssflow data pack`")
     out = need(out, "OUT", "the folder of the run")
-    settings_of_run = experiment.train
+    settings_of_run = experiment.training(section)
     masks = masks or []
     plan = Plan(
         "train",
@@ -68,8 +74,15 @@ def train(
         return
     from sssflow.training import stage
 
-    with working(f"train {settings_of_run.method}"):
-        record = stage.run(settings_of_run, dataset, out, masks=masks, resume=resume)
+    with working(f"train {settings_of_run.method}") as watch:
+        record = stage.run(
+            settings_of_run,
+            dataset,
+            out,
+            masks=masks,
+            resume=resume,
+            progress=lambda now: watch.show(_standing(now), (now.step, now.steps)),
+        )
     facts: dict[str, object] = {"kept step": f"{record.best_step} of {record.steps}"}
     facts |= {name: f"{value:.4f}" for name, value in sorted(record.metrics.items())}
     model = out / "model" / "model.json"
@@ -82,3 +95,8 @@ def train(
             quoted("sssflow", "export", dataset, model, "BUNDLE"),
         ],
     )
+
+
+def _standing(now: Progress) -> str:
+    best = "" if now.best_dice is None else f", best validation Dice {now.best_dice:.3f}"
+    return f"step {now.step} of {now.steps}, loss {now.loss:.3f}{best}"
