@@ -86,7 +86,7 @@ class PhantomConfig(Config):
             le=1.0,
             description="0: clear and alike; 1: faint, noisy, and each patient different.",
         ),
-    ] = 0.6
+    ] = 0.5
     hearts: Annotated[HeartConfig, Field(description="Sizes of hearts.")] = HeartConfig()
     head_ct: Annotated[HeadConfig, Field(description="Sizes of heads.")] = HeadConfig()
 

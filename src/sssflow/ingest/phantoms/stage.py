@@ -17,7 +17,8 @@ from sssflow.errors import UsageError
 from sssflow.ingest.phantoms.bleeds import BLEEDS
 from sssflow.ingest.phantoms.config import PHANTOM_VERSION, PhantomConfig, PhantomSummary
 from sssflow.ingest.phantoms.head_ct import draw_head
-from sssflow.ingest.phantoms.hearts import GROUPS, HeartScan, draw_heart
+from sssflow.ingest.phantoms.heart_anatomy import GROUPS
+from sssflow.ingest.phantoms.hearts import HeartScan, draw_heart
 from sssflow.storage.atomic import write_bytes, write_text
 
 logger = logging.getLogger(__name__)
@@ -74,8 +75,8 @@ def run(config: PhantomConfig, out: Path) -> PhantomSummary:
 def patient_rng(seed: int, index: int, role: Role = "patients") -> np.random.Generator:
     """The generator of one patient: the same whatever the number of patients.
 
-    Patient `index` with masks draws from child `index` of `SeedSequence(seed).spawn`; the other
-    roles have their own branches.
+    A patient draws from child `index` of `SeedSequence(seed).spawn`; unlabelled and healthy heads
+    have branches of their own.
     """
     key = (index,) if role == "patients" else (_BRANCH[role], index)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
@@ -135,8 +136,10 @@ def _write_head(config: PhantomConfig, role: Role, index: int, name: str, out: P
 
 
 def _write_heart(config: PhantomConfig, role: Role, index: int, folder: Path) -> None:
-    rng = patient_rng(config.seed, index, role)
-    group = GROUPS[index % len(GROUPS)]
+    # Hearts are numbered through: patient 12 is the same heart with and without its masks.
+    number = index + (config.patients if role == "unlabelled" else 0)
+    rng = patient_rng(config.seed, number)
+    group = GROUPS[number % len(GROUPS)]
     scan = draw_heart(rng, group, config.hearts, config.difficulty)
     affine = _heart_affine(rng, scan)
     for moment, frame in (("ED", 1), ("ES", scan.es_frame)):

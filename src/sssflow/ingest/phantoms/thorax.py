@@ -59,7 +59,7 @@ def draw_looks(rng: np.random.Generator, difficulty: float) -> Looks:
         liver=rng.uniform(0.3, 0.5 + 0.4 * difficulty),
         muscle=rng.uniform(0.2, 0.5),
         skin_fat=fat * rng.uniform(0.8, 1.3),
-        noise=rng.uniform(0.02, 0.035 + 0.09 * difficulty),
+        noise=rng.uniform(0.015, 0.03 + 0.12 * difficulty),
         blur_px=rng.uniform(0.35, 0.5 + 0.45 * difficulty),
         gamma=float(np.exp(rng.uniform(-0.35, 0.35) * difficulty)),
         scale=float(np.exp(rng.uniform(np.log(120), np.log(1500)))),
@@ -107,11 +107,11 @@ def draw_thorax(
     # Lung behind the free wall, liver or stomach below (more of it towards the apex).
     lung = step(n + epicardium_mm + gap[0] + wobble[0], 1.5)
     _mix(signal, lung, looks.lung + 0.03 * texture)
-    _draw_blobs(rng, signal, n, t, (-epicardium_mm - 32, 0.0), int(rng.integers(2, 6)), 4.5)
+    _draw_blobs(rng, signal, n, t, (-epicardium_mm - 32, 0.0), int(rng.integers(1, 5)), 4.5)
     liver = step(epicardium_mm + gap[1] + 14 * (1 - z) - side * t + wobble[1] - 0.25 * n, 1.5)
     _mix(signal, liver, looks.liver + (0.05 + 0.05 * difficulty) * texture)
     _draw_chest(rng, signal, n - rv_edge_mm - gap[2], wobble[2], looks)
-    cavities = int(rng.integers(1, 3 + round(3 * difficulty)))
+    cavities = int(rng.integers(0, 3 + round(6 * difficulty)))
     _draw_cavities(rng, signal, n, t, epicardium_mm, looks, cavities)
     near = step(
         np.hypot(n - 0.5 * (rv_edge_mm - epicardium_mm), t) - epicardium_mm - 12 - wobble[1], 6.0
