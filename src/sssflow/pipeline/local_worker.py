@@ -1,7 +1,8 @@
 """The process in which KFP runs a compiled pipeline.
 
-Called as `python -m sssflow.pipeline.local_worker ORDER.json`. A process of its own, because KFP's local mode keeps global state, replaces the handlers of the
-root logger and writes to standard output.
+Called as `python -m sssflow.pipeline.local_worker ORDER.json`. A process of its own, because
+KFP's local mode keeps global state, replaces the handlers of the root logger and writes to
+standard output.
 """
 
 from __future__ import annotations
