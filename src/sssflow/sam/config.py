@@ -1,0 +1,118 @@
+"""Settings of the SAM-2 room: inference over a dataset, and pre-training of nano SAM-2."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from sssflow.configuration import Config
+from sssflow.contracts.model import IntensityRule
+
+SamSize = Literal["nano", "tiny", "small", "base_plus", "large"]
+SamVersion = Literal["2.0", "2.1"]
+
+
+class PropagationConfig(Config):
+    """How masks travel from the prompted slices through the volume."""
+
+    mode: Literal["memory", "prompted_only"] = Field(
+        "memory",
+        description="memory: SAM-2's memory carries masks to all slices within reach, in both "
+        "directions; prompted_only: every prompted slice alone, nothing elsewhere.",
+    )
+    max_distance: int | None = Field(
+        None,
+        ge=0,
+        description="Slices beyond the first and the last prompted slice; null: to the ends.",
+    )
+    presence_logit: float = Field(
+        0.0, description="Object score (logit) that a slice must exceed, else its mask is empty."
+    )
+    patience: int = Field(
+        2, ge=1, description="Absent slices in a row after which a direction is given up."
+    )
+
+
+class SamConfig(Config):
+    """Settings of the infer stage."""
+
+    size: SamSize = Field("nano", description="nano, or one of the four official sizes.")
+    version: SamVersion = Field("2.1", description="Version of the official model; nano is 2.1.")
+    weights: str | None = Field(
+        None,
+        description="Checkpoint (.pt) or safetensors file; null: the packaged weights (nano only).",
+    )
+    input_size: int = Field(
+        192, ge=32, le=2048, description="Side of SAM-2's square input, a multiple of 32."
+    )
+    roi: Literal["full", "prompts"] = Field(
+        "prompts", description="prompts: crop to the prompts of the case first; full: whole slice."
+    )
+    roi_margin: float = Field(
+        0.35, ge=0, le=4, description="Margin of the crop, as a share of the longer box side."
+    )
+    roi_min_px: int = Field(32, ge=8, description="Shortest side of the crop in pixels.")
+    use_points: bool = Field(True, description="Use the points of the prompts beside the boxes.")
+    intensity: IntensityRule | None = Field(
+        None, description="null: percentile for MR, brain window (0 to 80 HU) for CT."
+    )
+    propagation: PropagationConfig = PropagationConfig()
+    backend: Literal["torch", "onnx", "triton"] = Field("torch", description="What runs SAM-2.")
+    device: str = Field("cpu", description="PyTorch device, such as cpu or cuda:0.")
+    encode_batch: int = Field(8, ge=1, le=256, description="Slices encoded at once.")
+    seed: int = Field(0, ge=0, description="Kept for the record; inference draws nothing.")
+
+    @model_validator(mode="after")
+    def _input_size_fits(self) -> Self:
+        if self.input_size % 32:
+            raise ValueError("input_size must be a multiple of 32")
+        return self
+
+
+class PretrainConfig(Config):
+    """Settings of the pre-training of nano SAM-2 on procedural shapes."""
+
+    steps: int = Field(6000, ge=1, description="Optimiser steps in all.")
+    input_sizes: tuple[int, ...] = Field(
+        (128, 128, 128, 192),
+        min_length=1,
+        description="Sides of the input; one is drawn for each step.",
+    )
+    images_per_step: int = Field(3, ge=1, description="Scenes of a still step.")
+    objects_per_image: int = Field(5, ge=1, description="Prompted objects of each scene.")
+    clip_share: float = Field(
+        0.25, ge=0, le=1, description="Share of the steps that train memory on clips."
+    )
+    clip_from: float = Field(
+        0.3, ge=0, le=1, description="Share of the training before the first clip step."
+    )
+    clip_length: tuple[int, int] = Field((3, 5), description="Slices of a clip, shortest, longest.")
+    clip_objects: int = Field(5, ge=1, description="Objects followed through each clip.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak of AdamW's learning rate.")
+    warmup_steps: int = Field(200, ge=0, description="Steps of linear rise.")
+    weight_decay: float = Field(0.02, ge=0, description="AdamW's decay of matrices.")
+    ema_decay: float = Field(0.998, ge=0, lt=1, description="Decay of the averaged weights.")
+    clip_gradient: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    focal_weight: float = Field(20.0, ge=0, description="Weight of the focal term.")
+    dice_weight: float = Field(1.0, ge=0, description="Weight of the Dice term.")
+    iou_weight: float = Field(1.0, ge=0, description="Weight of the L1 term on predicted IoU.")
+    score_weight: float = Field(1.0, ge=0, description="Weight of the object score term.")
+    dataset_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of scenes from the labelled cases, if a dataset is given.",
+    )
+    start_from: str | None = Field(None, description="Weights to start from; null: random.")
+    log_every: int = Field(100, ge=1, description="Steps between two log lines.")
+    seed: int = Field(0, ge=0, description="Seed of weights and data.")
+    threads: int = Field(1, ge=1, description="Threads of PyTorch; 1 gives equal bits each run.")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if any(size % 32 or size < 64 for size in self.input_sizes):
+            raise ValueError("input_sizes must be multiples of 32, from 64")
+        if not 2 <= self.clip_length[0] <= self.clip_length[1]:
+            raise ValueError("clip_length must be (shortest, longest), from 2")
+        return self

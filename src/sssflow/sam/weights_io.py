@@ -1,0 +1,172 @@
+"""SAM-2 weights: official checkpoints and safetensors in, half-precision safetensors out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from sssflow.errors import DataError, UsageError
+from sssflow.sam.config import SamSize
+from sssflow.storage.atomic import write_bytes, write_text
+
+# Width of the first Hiera stage and number of its blocks tell the sizes apart.
+_SIZE_OF_TRUNK: Final = {
+    (96, 12): "tiny",
+    (96, 16): "small",
+    (112, 24): "base_plus",
+    (144, 48): "large",
+    (32, 7): "nano",
+}
+_SHOWN = 5
+
+
+def packaged_weights() -> Path:
+    """The nano weights that ship with sssflow.
+
+    Raises:
+        UsageError: They are not in this installation.
+    """
+    path = Path(str(resources.files("sssflow.sam") / "weights" / "nano.safetensors"))
+    if not path.is_file():
+        raise UsageError(
+            "The packaged nano SAM-2 weights are missing.",
+            where=path,
+            action="Install sssflow again, or make them with `sssflow sam2 pretrain`.",
+        )
+    return path
+
+
+def weights_path(size: SamSize, given: str | None) -> Path:
+    """The file to load for `size`.
+
+    Raises:
+        UsageError: An official size without a file, or the packaged weights are missing.
+    """
+    if given is not None:
+        return Path(given)
+    if size == "nano":
+        return packaged_weights()
+    raise UsageError(
+        f"SAM-2 {size} needs a checkpoint.",
+        where="sam.weights",
+        expected="the path of an official .pt file or of a safetensors file",
+        action="Download the checkpoint of this size from the SAM-2 repository and give its path.",
+    )
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Put the weights of `path` into `model`; all or nothing, half precision becomes single.
+
+    Args:
+        model: From `build_sam2`.
+        path: `.safetensors`, or a PyTorch file that holds `{"model": state}` as the official ones.
+
+    Raises:
+        DataError: The file is missing, is no weights file, holds code, or its keys or shapes are
+            not those of the model; the message names the first few and the size it looks like.
+    """
+    state = read_state(path)
+    expected = model.state_dict()
+    problems = _differences(expected, state)
+    if problems:
+        more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise DataError(
+            "The weights do not fit the SAM-2 model.",
+            where=path,
+            expected=f"SAM-2 {guess_size(expected)}: {len(expected)} tensors",
+            found=f"{'; '.join(problems[:_SHOWN])}{more}; the file looks like "
+            f"SAM-2 {guess_size(state)}",
+            action="Choose the size and version that the file is for, or another file.",
+        )
+    model.load_state_dict({name: state[name].to(t.dtype) for name, t in expected.items()})
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Names and tensors of a weights file; never runs code from it.
+
+    Raises:
+        DataError: Missing, unreadable, or not such a file.
+    """
+    if not path.is_file():
+        raise DataError(
+            "The SAM-2 weights are missing.", where=path, action="Check the path `sam.weights`."
+        )
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise DataError(
+            "The checkpoint holds more than tensors and is refused.",
+            where=path,
+            expected="a file that torch.load reads with weights_only=True",
+            found=str(error).splitlines()[0],
+            action="Use the official checkpoint, or convert it to safetensors where you trust it.",
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise _unreadable(path, error) from None
+    state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise DataError(
+            "The checkpoint is not a table of tensors.",
+            where=path,
+            expected="{'model': {name: tensor}}",
+            found=type(state).__name__,
+        )
+    return dict(state)
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
+    """Write half-precision weights and, beside them, `<name>.json` with the same provenance."""
+    text = json.dumps(provenance, sort_keys=True)
+    tensors = {name: t.detach().to(torch.float16).contiguous() for name, t in state.items()}
+    write_bytes(path, save(tensors, metadata={"provenance": text}))
+    write_text(path.with_suffix(".json"), json.dumps(provenance, indent=2, sort_keys=True) + "\n")
+
+
+def guess_size(state: Mapping[str, Tensor]) -> str:
+    """Which size a table of tensors looks like; `unknown` if none."""
+    patch = state.get("image_encoder.trunk.patch_embed.proj.weight")
+    if patch is None:
+        return "unknown"
+    prefix = "image_encoder.trunk.blocks."
+    blocks = {k[len(prefix) :].split(".")[0] for k in state if k.startswith(prefix)}
+    return _SIZE_OF_TRUNK.get((int(patch.shape[0]), len(blocks)), "unknown")
+
+
+def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    missing = [f"missing {name}" for name in expected if name not in found]
+    extra = [f"unexpected {name}" for name in found if name not in expected]
+    shapes = [
+        f"{name} is {tuple(found[name].shape)}, not {tuple(t.shape)}"
+        for name, t in expected.items()
+        if name in found and found[name].shape != t.shape
+    ]
+    return [*shapes, *missing, *extra]
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        "The SAM-2 weights cannot be read.",
+        where=path,
+        expected="a safetensors file or a PyTorch checkpoint",
+        found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+        action="Get the file again; it may be damaged.",
+    )
