@@ -16,6 +16,9 @@ class ReportConfig(Config):
     """What the report page shows."""
 
     title: str = Field("Segmentation report", max_length=120, description="Heading of the page.")
+    data_note: str = Field(
+        "", max_length=500, description="A sentence on the data, shown with the caveats."
+    )
     viewer_cases: int = Field(
         8, ge=0, le=40, description="Cases in the slice viewer: worst, median and best ones."
     )

@@ -49,7 +49,8 @@ def grey(slice_hw: NDArray[np.generic], limits: tuple[float, float]) -> Pixels:
     if high <= low:
         return np.zeros(slice_hw.shape, dtype=np.uint8)
     scaled = (slice_hw.astype(np.float32) - low) / (high - low)
-    return (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)
+    pixels: Pixels = (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)
+    return pixels
 
 
 def fit_size(

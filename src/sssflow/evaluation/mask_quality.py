@@ -180,12 +180,11 @@ def _measure(
     scans: Scans,
     tolerances: Sequence[float],
 ) -> CaseResult:
-    grid = case.grid
     measures = measure_case(
         labels_shw,
         truth_shw,
         class_count=scans.manifest.class_count,
-        spacing_shw_mm=grid.spacing_shw_mm if grid.spacing_known else None,
+        spacing_shw_mm=scans.measuring_spacing(case),
         nsd_tolerances=tolerances,
     )
     return CaseResult(case.case_id, case.patient_id, Role(case.role), measures)

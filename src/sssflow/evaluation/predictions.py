@@ -5,7 +5,7 @@ Axis letters: s slices, h rows, w columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.dataset import Case, DatasetManifest, LabelledCase, Role
-from sssflow.contracts.evaluation import EvaluationSummary
 from sssflow.errors import DataError, UsageError
 from sssflow.evaluation.config import EvaluateConfig
+from sssflow.evaluation.distances import Spacing
 from sssflow.networks.predict import predict_labels
 from sssflow.networks.trained import LoadedModel, load_model
 from sssflow.storage.contracts import load_contract
@@ -62,6 +62,15 @@ class Scans:
                 action="Pack the dataset again.",
             )
         return truth.astype(np.uint8)
+
+    @property
+    def spacing_known(self) -> bool:
+        """Whether every case has a spacing: one without makes all distances voxels."""
+        return all(case.grid.spacing_known for case in self.manifest.cases)
+
+    def measuring_spacing(self, case: Case) -> Spacing | None:
+        """Spacing to measure `case` with; None: in voxels, as the whole dataset then is."""
+        return case.grid.spacing_shw_mm if self.spacing_known else None
 
     def measured(self, config: EvaluateConfig) -> tuple[LabelledCase, ...]:
         """The cases to measure, sorted by id.
@@ -132,18 +141,11 @@ def open_models(
     return loaded
 
 
-def predict_cases(
-    scans: Scans,
-    model: LoadedModel,
-    cases: Iterable[Case],
-    *,
-    batch_slices: int,
-) -> Iterable[tuple[Case, Labels]]:
-    """Labels of each case on its own grid, one case in memory at a time."""
+def predict_case(scans: Scans, model: LoadedModel, case: Case, *, batch_slices: int) -> Labels:
+    """Labels (s, h, w) of a case on its own grid."""
     rule = model.description.preprocessing
-    for case in cases:
-        volume = normalise(scans.image(case), rule.intensity)
-        yield case, predict_labels(model.net, volume, rule, batch_slices=batch_slices)
+    volume = normalise(scans.image(case), rule.intensity)
+    return predict_labels(model.net, volume, rule, batch_slices=batch_slices)
 
 
 def choose_device(name: str) -> torch.device:
@@ -163,11 +165,3 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("CUDA is asked for but not available.", found=name)
     return device
-
-
-def names_of_predictions(summary: EvaluationSummary) -> dict[str, dict[str, str]]:
-    """Model, then case, to the relative path of the packed prediction."""
-    return {
-        model: {case_id: ref.uri for case_id, ref in refs.items()}
-        for model, refs in summary.predictions.items()
-    }
