@@ -28,6 +28,8 @@ from sssflow.errors import DataError, DataProblems
 if TYPE_CHECKING:
     from sssflow.ingest.stage import CheckReport
 
+_MOST_SHOWN = 8
+
 app = typer.Typer(help="Check, pack or draw scans.", no_args_is_help=True)
 
 Source = Annotated[
@@ -151,7 +153,10 @@ def _tell(report: CheckReport) -> None:
         ("spacing mm", report.spacings_shw_mm),
         ("voxels per class", report.voxels_per_class),
     ):
-        shown = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        by_count = sorted(counts.items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{name}: {count}" for name, count in by_count[:_MOST_SHOWN])
+        if len(by_count) > _MOST_SHOWN:
+            shown += f", and {len(by_count) - _MOST_SHOWN} others"
         if shown:
             terminal.print(f"  {title:<17} {shown}", markup=False)
     for note in report.notes:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from sssflow.configuration import Config, dump_yaml, load_config
 from sssflow.errors import DataError, UsageError
@@ -134,10 +133,9 @@ def finish(
     terminal = console()
     terminal.print(f"[bold]done[/bold]: {_shown(result)}")
     if facts:
-        table = Table.grid(padding=(0, 2))
+        width = max(map(len, facts))
         for name, value in facts.items():
-            table.add_row(f"  {name}", str(value))
-        terminal.print(table)
+            terminal.print(f"  {name:<{width}}  {value}", markup=False)
     for i, command in enumerate(then):
         terminal.print(f"{'next:' if i == 0 else '     '} {command}", markup=False)
 
