@@ -19,6 +19,7 @@ from sssflow.storage.contracts import save_contract
 from sssflow.volume.packed import write_packed
 
 _STAGING = ".sssflow-packing"
+_MANIFEST = "manifest.json"
 _PARTS = ("images", "labels")
 _SUFFIX = ".b2nd"
 
@@ -35,6 +36,7 @@ class Packer:
         """
         self._out = out
         self._made_out = not out.exists()
+        self._replacing = False
         self._staging = out / _STAGING
         _refuse_foreign_files(out)
         with disk_errors(out):
@@ -71,20 +73,28 @@ class Packer:
         Raises:
             UnavailableError: The disk is full or read-only.
         """
-        path = self._out / "manifest.json"
+        path = self._out / _MANIFEST
+        # Written while an older dataset is still whole: from here on only names change.
+        staged = save_contract(manifest, self._staging / _MANIFEST)
         with disk_errors(path):
+            self._replacing = True
             path.unlink(missing_ok=True)
             for part in _PARTS:
                 shutil.rmtree(self._out / part, ignore_errors=True)
                 if (self._staging / part).exists():
                     (self._staging / part).rename(self._out / part)
             fsync_folder(self._out)
+            staged.rename(path)
+            fsync_folder(self._out)
             self._staging.rmdir()
-        return save_contract(manifest, path)
+        return path
 
     def discard(self) -> None:
-        """Remove everything that this run wrote; an older dataset in `out` stays."""
+        """Remove everything that this run wrote; an older dataset stays if it is still whole."""
         shutil.rmtree(self._staging, ignore_errors=True)
+        if self._replacing and not (self._out / _MANIFEST).exists():
+            for part in _PARTS:
+                shutil.rmtree(self._out / part, ignore_errors=True)
         if self._made_out and self._out.is_dir() and not any(self._out.iterdir()):
             self._out.rmdir()
 

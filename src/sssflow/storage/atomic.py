@@ -17,7 +17,15 @@ from typing import BinaryIO
 from sssflow.errors import UnavailableError
 
 _TMP_SUFFIX = ".sssflow-tmp"
-_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_DISK_ERRNOS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

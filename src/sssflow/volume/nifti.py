@@ -47,7 +47,7 @@ _BLOCK_BYTES = 1 << 22
 _GZIP_MAGIC = b"\x1f\x8b"
 _COPY_AGAIN = "Copy the file again from its source, or export it again."
 _INTEGERS: tuple[np.dtype[Any], ...] = tuple(
-    np.dtype(name) for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
+    np.dtype(name) for name in ("uint8", "int8", "int16", "uint16", "int32", "uint32", "int64")
 )
 
 

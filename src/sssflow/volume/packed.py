@@ -5,7 +5,6 @@ Axis letters: s slices, h rows, w columns (a MaskSet puts k classes in front).
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import blosc2
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from sssflow.contracts.base import ObjectRef
 from sssflow.errors import DataError
-from sssflow.storage.atomic import disk_errors, fsync_folder
+from sssflow.storage.atomic import write_bytes
 from sssflow.storage.digest import reference, verified_path
 
 Array = NDArray[np.generic]
@@ -28,26 +27,16 @@ def write_packed(path: Path, array: Array, *, base: Path | None = None) -> Objec
     Raises:
         UnavailableError: The disk is full or read-only.
     """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = path.with_name(f".{path.stem}.{os.getpid()}.sssflow-tmp")
-        try:
-            tmp.unlink(missing_ok=True)
-            blosc2.asarray(
-                np.ascontiguousarray(array),
-                urlpath=str(tmp),
-                mode="w",
-                chunks=(1,) * (array.ndim - 2) + array.shape[-2:],
-                cparams=blosc2.CParams(
-                    codec=blosc2.Codec.ZSTD, clevel=5, filters=[blosc2.Filter.SHUFFLE], nthreads=1
-                ),
-            )
-            with tmp.open("rb") as file:
-                os.fsync(file.fileno())
-            tmp.replace(path)
-        finally:
-            tmp.unlink(missing_ok=True)
-        fsync_folder(path.parent)
+    # In memory first: Blosc2 reports a full disk as a RuntimeError without a reason.
+    packed = blosc2.asarray(
+        np.ascontiguousarray(array),
+        chunks=(1,) * (array.ndim - 2) + array.shape[-2:],
+        contiguous=True,
+        cparams=blosc2.CParams(
+            codec=blosc2.Codec.ZSTD, clevel=5, filters=[blosc2.Filter.SHUFFLE], nthreads=1
+        ),
+    )
+    write_bytes(path, packed.to_cframe())
     return reference(path, base=base)
 
 
