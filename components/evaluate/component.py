@@ -68,7 +68,7 @@ def evaluate(
                 "masks": " ".join(map(str, scored_masks)),
             }
         )
-        summary_path = out / "summary.json"
+        summary_path = out / "evaluation.json"
         if not task.has(EvaluationSummary, summary_path):
             from sssflow.evaluation import stage
 

@@ -15,4 +15,4 @@ class Pointer(Contract):
     schema_name: ClassVar[str] = "sssflow.pointer"
 
     uri: str
-    digest: Sha256 = Field(pattern=SHA256_PATTERN)
+    content_digest: Sha256 = Field(pattern=SHA256_PATTERN)

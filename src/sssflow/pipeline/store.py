@@ -55,7 +55,7 @@ class Store:
 
 def write_pointer(contract: Contract, path: Path) -> str:
     """Pointer JSON (one line) to a contract that lies at `path`."""
-    pointer = Pointer(uri=path.absolute().as_uri(), digest=contract.digest)
+    pointer = Pointer(uri=path.absolute().as_uri(), content_digest=contract.digest)
     return json.dumps(json.loads(pointer.to_json()), sort_keys=True, separators=(",", ":"))
 
 
@@ -68,11 +68,11 @@ def follow_pointer(kind: type[K], text: str) -> tuple[K, Path]:
     pointer = Pointer.from_json(text, where=f"pointer to a {kind.schema_name}")
     path = to_path(pointer.uri)
     contract = load_contract(kind, path)
-    if contract.digest != pointer.digest:
+    if contract.digest != pointer.content_digest:
         raise DataError(
             f"The {kind.schema_name} has changed since it was handed on.",
             where=path,
-            expected=f"digest {pointer.digest}",
+            expected=f"digest {pointer.content_digest}",
             found=contract.digest,
             action="Run the pipeline again; remove the folder if it was edited by hand.",
         )

@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 from sssflow.configuration import Config
 from sssflow.contracts.model import Preprocessing
 from sssflow.networks.config import NetworkConfig
-from sssflow.training.losses import MaskLossKind, PseudoLossKind
 from sssflow.training.ramps import MaskWeightKind, ScheduleKind
 
+PseudoLossKind = Literal["ce", "dice", "ce_dice"]
+MaskLossKind = Literal["mse", "dice"]
 MethodName = Literal["supervised", "mean_teacher", "unimatch_v2", "sss"]
 
 

@@ -5,19 +5,16 @@ Every function returns a scalar and computes in float32 whatever the autocast st
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
 from torch import Tensor
+
+from sssflow.training.config import MaskLossKind, PseudoLossKind
 
 IGNORED = 255
 """Label value that takes no part in any loss."""
 
 _SMOOTH = 1e-5
-
-PseudoLossKind = Literal["ce", "dice", "ce_dice"]
-MaskLossKind = Literal["mse", "dice"]
 
 
 def dice_loss(probability_bkhw: Tensor, target_bkhw: Tensor, weight_bkhw: Tensor) -> Tensor:
