@@ -81,6 +81,9 @@ def test_papillary_muscle_is_counted_as_cavity() -> None:
     heart = plain_heart()
     at = [20 * 0.66 * np.cos(1.0)], [20 * 0.66 * np.sin(1.0)]
     assert classes_at(heart, *at, 0.6) == [LV]
+    point = [np.array(v, dtype=np.float32) for v in at]
+    tissue = tissue_map(heart, point[0], point[1], np.array([0.6, 0.9], dtype=np.float32))
+    assert tissue[0, 0, 0] != tissue[1, 0, 0]  # not blood: higher up there is no muscle here
 
 
 def test_above_the_valve_and_below_the_apex_nothing_has_a_class() -> None:
