@@ -29,7 +29,7 @@ class ReportConfig(Config):
         224, ge=64, le=512, description="Longest side of a slice in the viewer."
     )
     size_limit_mb: float = Field(
-        4.8, ge=0.5, le=50, description="Cases leave the viewer until the page is below this."
+        4.8, ge=0.05, le=50, description="Cases leave the viewer until the page is below this."
     )
 
 

@@ -1,0 +1,100 @@
+"""Words and charts of the report."""
+
+from __future__ import annotations
+
+import pytest
+
+from sssflow.contracts.evaluation import Figure, PairedGain
+from sssflow.evaluation.report import words
+from sssflow.evaluation.report.charts import Group, Line, line_chart, strip_chart
+
+
+def gain(value: float, low: float | None, high: float | None, p: float | None) -> PairedGain:
+    return PairedGain(
+        metric="dice",
+        baseline="supervised",
+        headline="sss",
+        gain=value,
+        low=low,
+        high=high,
+        p_value=p,
+        test="",
+        patients=5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "title"),
+    [
+        ("dice", "Dice, %"),
+        ("hd95_pooled_mm", "HD95 pooled, mm"),
+        ("hd95_voxel", "HD95 pooled, voxels"),
+        ("nsd_2mm", "NSD at 2 mm, %"),
+        ("nsd_2.5voxel", "NSD at 2.5 voxels, %"),
+        ("volume_difference_abs_ml", "Volume difference, absolute, ml"),
+    ],
+)
+def test_every_title_carries_its_unit(metric: str, title: str) -> None:
+    assert words.metric_title(metric) == title
+
+
+@pytest.mark.parametrize(
+    ("value", "metric", "text"),
+    [
+        (0.8456, "dice", "84.6"),
+        (None, "dice", "–"),
+        (12.345, "hd95_pooled_mm", "12.3"),
+        (1.234, "assd_mm", "1.23"),
+        (-3.21, "volume_difference_ml", "−3.2"),
+        (3.21, "volume_difference_ml", "+3.2"),
+    ],
+)
+def test_numbers_are_rounded_as_the_metric_asks(
+    value: float | None, metric: str, text: str
+) -> None:
+    assert words.number(value, metric) == text
+
+
+def test_the_gain_is_told_with_interval_and_p_value() -> None:
+    text = words.gain_sentence(gain(0.053, 0.021, 0.084, 0.03125))
+    assert text == (
+        "That is 5.3 percentage points above supervised (interval +2.1 to +8.4, p = 0.031)."
+    )
+
+
+def test_an_interval_over_zero_is_not_told_as_a_gain() -> None:
+    text = words.gain_sentence(gain(0.01, -0.02, 0.04, 0.4))
+    assert text.endswith("these cases do not show a difference.")
+
+
+def test_a_loss_is_told_as_a_loss() -> None:
+    text = words.gain_sentence(gain(-0.02, -0.03, -0.01, 0.0004))
+    assert "2.0 percentage points below supervised" in text
+    assert "−3.0 to −1.0, p < 0.001" in text
+
+
+def test_one_patient_has_neither_interval_nor_test() -> None:
+    assert "no interval and no test" in words.gain_sentence(gain(0.1, None, None, None))
+    assert words.gain_sentence(None) == ""
+    assert words.span(Figure(value=0.5), "dice") == ""
+
+
+def test_charts_escape_names_and_mark_the_kept_step() -> None:
+    chart = strip_chart([Group("<b>", {"m": [0.5, None]})], ["m"], label='a "quoted" label')
+    assert "<b>" not in chart
+    assert "&lt;b&gt;" in chart
+    assert "&#34;quoted&#34;" in chart
+    assert chart.count('class="dot m0"') == 1
+    curve = line_chart(
+        [Line("m", [(10, 0.2), (20, 0.6)], 20)], label="l", x_name="step", series=["m"]
+    )
+    assert curve.count("<polyline") == 1
+    assert "kept step 20, 60.0%" in curve
+
+
+def test_a_chart_joins_only_cases_that_both_models_have() -> None:
+    chart = strip_chart(
+        [Group("RV", {"a": [0.1, None, 0.3], "b": [0.2, 0.5, None]})], ["a", "b"], label="l"
+    )
+    assert chart.count('class="pair"') == 1
+    assert chart.count("<circle") == 4
