@@ -12,7 +12,7 @@ from pydantic import Field
 
 from sssflow.contracts.base import Record
 from sssflow.contracts.dataset import DatasetManifest, LabelledCase, Role, UnlabelledCase
-from sssflow.errors import DataError, DataProblems
+from sssflow.errors import DataError, DataProblems, UsageError
 from sssflow.ingest.config import IngestConfig
 from sssflow.ingest.layouts import find_layout
 from sssflow.ingest.layouts.base import LayoutOptions, SourceDataset
@@ -148,6 +148,11 @@ def _discover(config: IngestConfig, source: Path) -> tuple[SourceDataset, Split,
         return dataset, assign_roles(dataset, config.split), problems
     except DataError as error:
         return dataset, all_unlabelled(dataset), [*problems, *_flat(error)]
+    except UsageError:
+        # Too few patients may be due to the faults already found: these are told first.
+        if not problems:
+            raise
+        return dataset, all_unlabelled(dataset), problems
 
 
 def _repeated_ids(dataset: SourceDataset) -> list[DataError]:
