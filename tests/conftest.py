@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +23,14 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 @pytest.fixture(autouse=True)
 def _fixed_start() -> None:
     """Every test starts from the same seeds, whatever ran before it in this process."""
-    import torch
-
-    if torch.get_num_threads() != 1:
-        torch.set_num_threads(1)
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    # Tests of plain data do not pay for importing torch.
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "manual_seed"):
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
+        torch.manual_seed(0)
 
 
 def _development_scans(name: str) -> Path:

@@ -1,0 +1,113 @@
+"""Configuration refuses what it does not know and says what was meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field, ValidationError
+
+from sssflow.configuration import Config, dump_yaml, load_config, parse_config
+from sssflow.errors import UsageError
+
+
+class Optimiser(Config):
+    learning_rate: float = Field(0.1, gt=0, description="Rate.")
+    momentum: float = Field(0.9, description="Momentum.")
+
+
+class Training(Config):
+    steps: int = Field(10, ge=1, description="Steps.")
+    optimiser: Optimiser = Field(Optimiser(), description="Optimiser.")
+    extra: Optimiser | None = Field(None, description="Second one.")
+
+
+class Experiment(Config):
+    train: Training = Field(Training(), description="Training.")
+    name: str = Field("x", description="Name.")
+
+
+def refusal(*overrides: str, path: Path | None = None) -> str:
+    with pytest.raises(UsageError) as caught:
+        load_config(Experiment, path, overrides)
+    assert caught.value.exit_code == 64
+    return str(caught.value)
+
+
+def test_an_unknown_key_names_the_nearest_valid_one_at_its_own_depth() -> None:
+    assert "train.step: unknown key; did you mean 'steps'?" in refusal("train.step=5")
+    message = refusal("train.optimiser.learning_rat=1")
+    assert "did you mean 'learning_rate'?" in message
+    assert "did you mean 'momentum'?" in refusal("train.extra.momentun=1")
+
+
+def test_a_key_that_resembles_nothing_gets_the_list() -> None:
+    assert "valid keys are name, train" in refusal("zzzz=1")
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    message = refusal("train.step=5", "train.steps=0", "name=[1]")
+    assert "train.step:" in message
+    assert "train.steps: Input should be greater than or equal to 1 (found 0)" in message
+    assert "name: Input should be a valid string" in message
+
+
+def test_overrides_are_yaml_and_the_last_one_wins(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("train:\n  steps: 3\nname: file\n")
+    found = load_config(Experiment, path, ["train.steps=4", "train.steps=5", "name='7'"])
+    assert found.train.steps == 5
+    assert found.name == "7"
+    assert found.train.optimiser == Optimiser()
+
+
+@pytest.mark.parametrize("text", ["train.steps", "=5", ""])
+def test_an_override_without_a_key_or_an_equals_sign_is_refused(text: str) -> None:
+    assert "key=value" in refusal(text)
+
+
+def test_an_override_below_a_plain_value_is_refused() -> None:
+    assert "below a plain value" in refusal("name=a", "name.b=1")
+
+
+def test_what_is_dumped_is_read_back_equal(tmp_path: Path) -> None:
+    config = parse_config(Experiment, {"train": {"steps": 7, "extra": {"momentum": 0.5}}})
+    path = tmp_path / "a.yaml"
+    path.write_text(dump_yaml(config))
+    assert load_config(Experiment, path) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- 1\n", "must be a mapping"),
+        ("a: [\n", "not valid YAML"),
+        ("!!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        (b"\xff\xfe\xff", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused(
+    tmp_path: Path, text: str | bytes | None, words: str
+) -> None:
+    path = tmp_path / "a.yaml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    message = refusal(path=path)
+    assert words in message
+    assert str(path) in message
+
+
+def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("")
+    assert load_config(Experiment, path) == Experiment()
+
+
+def test_settings_cannot_be_changed_and_equal_settings_have_equal_digests() -> None:
+    config = Experiment()
+    with pytest.raises(ValidationError):
+        config.name = "y"
+    assert config.digest() == Experiment(train=Training(steps=10)).digest()
+    assert config.digest() != Experiment(train=Training(steps=11)).digest()
+    assert len(config.digest()) == 64

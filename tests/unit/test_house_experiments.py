@@ -1,0 +1,47 @@
+"""The committed experiments are valid, fair, and say what they claim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sssflow.configuration import load_config
+from sssflow.experiment import ExperimentConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "src" / "sssflow" / "cli" / "demo.yaml"
+EXPERIMENTS = [*sorted((ROOT / "configs").glob("*.yaml")), DEMO]
+
+
+def test_there_are_the_two_acdc_experiments() -> None:
+    assert {p.stem for p in EXPERIMENTS} >= {"acdc", "acdc-lite", "demo"}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_an_experiment_is_valid_and_its_comparison_is_fair(path: Path) -> None:
+    experiment = load_config(ExperimentConfig, path)
+    baseline, headline = experiment.baseline, experiment.train
+    assert baseline.method == "supervised"
+    assert headline.method == "sss"
+    for key in ("network", "preprocessing", "steps", "batch_labelled", "seed", "optimiser"):
+        assert getattr(baseline, key) == getattr(headline, key), key
+
+
+def test_acdc_follows_the_published_protocol() -> None:
+    experiment = load_config(ExperimentConfig, ROOT / "configs" / "acdc.yaml")
+    train = experiment.train
+    assert experiment.ingest.split.labelled_slices == 136
+    assert train.preprocessing.size_hw == (256, 256)
+    assert train.preprocessing.image_interpolation == "nearest"
+    assert (train.batch_labelled, train.batch_unlabelled, train.steps) == (12, 12, 30_000)
+    optimiser = train.optimiser
+    assert (optimiser.kind, optimiser.learning_rate, optimiser.momentum) == ("sgd", 0.01, 0.9)
+    assert (optimiser.weight_decay, optimiser.schedule, optimiser.poly_power) == (1e-4, "poly", 0.9)
+
+
+def test_the_demo_draws_its_own_scans_and_holds_patients_back() -> None:
+    experiment = load_config(ExperimentConfig, DEMO)
+    assert experiment.require_phantoms().kind == "hearts"
+    assert experiment.ingest.split.labelled == 2
+    assert experiment.ingest.split.test
