@@ -59,14 +59,11 @@ def sss_training(
     # After the warm-up: with equal settings its result is found in the store and used.
     baseline.set_display_name("train-baseline").after(warmup)
 
-    shards = plan_shards(dataset=dataset, **common)
+    shards = plan_shards(dataset=dataset, run=warmup.outputs["Output"], **common)
     with dsl.ParallelFor(shards.output, name="shards") as shard:
-        prompts = generate_prompts(
-            dataset=dataset, run=warmup.outputs["Output"], shard=shard, **common
-        )
-        masks = sam2_inference(
-            dataset=dataset, prompts=prompts.outputs["Output"], shard=shard, **common
-        )
+        # Nothing but the item and the run's own parameters may enter the loop (see Shard).
+        prompts = generate_prompts(shard=shard, **common)
+        masks = sam2_inference(shard=shard, prompts=prompts.outputs["Output"], **common)
 
     # One Collected for each consumer: kfp 2.17 changes the object while it compiles.
     headline = train(

@@ -8,8 +8,6 @@ from components import BASE_IMAGE
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def generate_prompts(
     config_json: str,
-    dataset: str,
-    run: str,
     shard: str,
     store_uri: str,
     prompts: dsl.Output[dsl.Artifact],
@@ -18,9 +16,7 @@ def generate_prompts(
 
     Args:
         config_json: The whole experiment as JSON; the section prompts is used.
-        dataset: Pointer to the DatasetManifest.
-        run: Pointer to the RunRecord whose model makes the coarse masks.
-        shard: One item of plan_shards.
+        shard: One item of plan_shards; names the dataset, the run and the cases.
         store_uri: Root of the store that results go to.
         prompts: Pointer to the PromptSet, for the lineage view.
 
@@ -38,15 +34,15 @@ def generate_prompts(
     with component_task("generate_prompts", shard_label(shard), store_uri) as task:
         part = Shard.from_json(shard, where="shard")
         config = parse_experiment(config_json).prompts
-        manifest, manifest_path = task.read(DatasetManifest, dataset)
-        record, record_path = task.read(RunRecord, run)
+        manifest, manifest_path = task.read(DatasetManifest, part.dataset)
+        record, record_path = task.read(RunRecord, part.run)
         model = verified_path(record.model, base=record_path.parent)
         out = task.folder(
             {
                 "config": config.digest(),
                 "dataset": manifest.digest,
                 "model": record.model.sha256,
-                "shard": part.digest,
+                "cases": " ".join(part.case_ids),
             }
         )
         if not task.has(PromptSet, out / "prompts.json"):

@@ -6,16 +6,17 @@ from components import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
-def plan_shards(config_json: str, dataset: str, store_uri: str) -> list[str]:
+def plan_shards(config_json: str, dataset: str, run: str, store_uri: str) -> list[str]:
     """Cut the unlabelled cases into shards, and add one for each scored role.
 
     Args:
         config_json: The whole experiment as JSON; the section pipeline is used.
         dataset: Pointer to the DatasetManifest.
+        run: Pointer to the RunRecord whose model will make the coarse masks.
         store_uri: Root of the store that results go to.
 
     Returns:
-        One shard per item, each one line of JSON with its role and case ids; never empty.
+        One shard per item, each one line of JSON with its cases and both pointers; never empty.
     """
     from sssflow.contracts.dataset import DatasetManifest
     from sssflow.experiment import parse_experiment
@@ -24,6 +25,7 @@ def plan_shards(config_json: str, dataset: str, store_uri: str) -> list[str]:
 
     with component_task("plan_shards", "", store_uri) as task:
         manifest, _ = task.read(DatasetManifest, dataset)
-        shards = plan(manifest, parse_experiment(config_json).pipeline)
+        config = parse_experiment(config_json).pipeline
+        shards = plan(manifest, config, dataset=dataset, run=run)
         task.finish(f"{len(shards)} shard(s)")
         return [shard.to_line() for shard in shards]

@@ -8,9 +8,8 @@ from components import BASE_IMAGE
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def sam2_inference(
     config_json: str,
-    dataset: str,
-    prompts: str,
     shard: str,
+    prompts: str,
     store_uri: str,
     masks: dsl.Output[dsl.Artifact],
 ) -> str:
@@ -18,9 +17,8 @@ def sam2_inference(
 
     Args:
         config_json: The whole experiment as JSON; the section sam is used.
-        dataset: Pointer to the DatasetManifest.
-        prompts: Pointer to the PromptSet of one shard.
-        shard: The item of plan_shards that the prompts were made for; names the task in logs.
+        shard: One item of plan_shards; names the dataset.
+        prompts: Pointer to the PromptSet of this shard.
         store_uri: Root of the store that results go to.
         masks: Pointer to the MaskSet, for the lineage view.
 
@@ -31,12 +29,13 @@ def sam2_inference(
     from sssflow.contracts.masks import MaskSet
     from sssflow.contracts.prompts import PromptSet
     from sssflow.experiment import parse_experiment
-    from sssflow.pipeline.shards import shard_label
+    from sssflow.pipeline.shards import Shard, shard_label
     from sssflow.pipeline.task import component_task
 
     with component_task("sam2_inference", shard_label(shard), store_uri) as task:
         config = parse_experiment(config_json).sam
-        manifest, manifest_path = task.read(DatasetManifest, dataset)
+        part = Shard.from_json(shard, where="shard")
+        manifest, manifest_path = task.read(DatasetManifest, part.dataset)
         prompt_set, prompts_path = task.read(PromptSet, prompts)
         out = task.folder(
             {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from pydantic import Field
 
@@ -23,9 +23,16 @@ S = TypeVar("S", MaskSet, PromptSet)
 
 
 class Shard(Contract):
-    """Cases of one role that one task works on."""
+    """Cases of one role that one task works on, and what it works with.
 
-    schema_name = "sssflow.shard"
+    It carries the pointers to dataset and run itself, because kfp 2.17's local runner gives the
+    loop item to a looped task in place of any output of a task outside the loop.
+    """
+
+    schema_name: ClassVar[str] = "sssflow.shard"
+
+    dataset: str = Field(description="Pointer to the DatasetManifest.")
+    run: str = Field(description="Pointer to the RunRecord whose model makes the coarse masks.")
 
     role: Role
     number: int = Field(ge=1)
@@ -50,12 +57,15 @@ def shard_label(line: str) -> str:
         return ""
 
 
-def plan_shards(manifest: DatasetManifest, config: PipelineConfig) -> list[Shard]:
+def plan_shards(
+    manifest: DatasetManifest, config: PipelineConfig, *, dataset: str, run: str
+) -> list[Shard]:
     """The parts that prompts and masks are made in.
 
     Unlabelled cases in at most `config.shards` parts of almost equal voxel count, then one shard
     for each scored role that has cases. Cases of a patient may part: nothing is learnt within a
-    shard. The plan depends on the manifest and the settings alone.
+    shard. The plan depends on the manifest and the settings alone; `dataset` and `run` are the
+    pointers that every shard carries.
 
     Raises:
         DataError: There is no unlabelled case.
@@ -76,15 +86,17 @@ def plan_shards(manifest: DatasetManifest, config: PipelineConfig) -> list[Shard
         lightest = loads.index(min(loads))
         parts[lightest].append(case.case_id)
         loads[lightest] += _voxels(case.grid.shape_shw)
-    shards = [
-        Shard(role=Role.UNLABELLED, number=i, count=len(parts), case_ids=tuple(sorted(part)))
-        for i, part in enumerate(parts, start=1)
+    groups = [
+        (Role.UNLABELLED, number, len(parts), tuple(sorted(part)))
+        for number, part in enumerate(parts, start=1)
     ]
     for role in config.scored_roles:
         ids = tuple(case.case_id for case in manifest.with_role(role))
-        if ids:
-            shards.append(Shard(role=role, number=1, count=1, case_ids=ids))
-    return shards
+        groups += [(role, 1, 1, ids)] if ids else []
+    return [
+        Shard(role=role, number=number, count=count, case_ids=ids, dataset=dataset, run=run)
+        for role, number, count, ids in groups
+    ]
 
 
 def masks_for_training(
