@@ -2,8 +2,9 @@
 
 SAM-2 takes a box or point as tokens whose meaning must be learnt from random Fourier codes, which
 costs many millions of examples. Nano SAM-2 gets the same prompts a second time as a picture,
-through the mask input that SAM-2 has anyway: inside the box, outside the box, a bump at each point. On a
-tracked slice the picture is the mask of the slice before. Official sizes never get hints.
+through the mask input that SAM-2 has anyway: inside the box, outside the box, a bump at each
+point. On a tracked slice the picture is the mask of the slice before. Official sizes never get
+hints.
 
 Letters: n objects, p points, y rows, x columns of the mask grid (input / 4).
 """
