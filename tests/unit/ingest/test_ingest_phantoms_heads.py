@@ -213,3 +213,14 @@ def test_a_scan_of_an_earlier_run_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_scan_with_one_bleed_has_one_class() -> None:
     sizes = SIZES.model_copy(update={"bleeds": (1, 1)})
     assert draw_head(patient_rng(9, 0), sizes, 0.5, SDH).bleeds == (SDH,)
+
+
+def test_no_two_scans_of_a_folder_are_alike(folder: Path) -> None:
+    images = [p for p in folder.rglob("*.nii.gz") if "ground" not in p.parent.name]
+    assert len(images) == 4
+    generators = [
+        patient_rng(SMALL.seed, 0, role).integers(2**63)
+        for role in ("patients", "unlabelled", "healthy")
+    ]
+    assert len(set(generators)) == 3
+    assert len({p.read_bytes() for p in images}) == 4
