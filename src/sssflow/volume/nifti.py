@@ -8,7 +8,6 @@ alone, bounded, and only then are the voxels read, to the last byte (which check
 from __future__ import annotations
 
 import gzip
-import io
 import math
 import zlib
 from pathlib import Path
@@ -43,6 +42,7 @@ _Image2: Any = nib.Nifti2Image
 _AXES = (2, 1, 0)
 _LARGEST_OFFSET = 1 << 24
 _LARGEST_TRAILER = 1 << 16
+_LARGEST_FORM_CODE = 5
 _BLOCK_BYTES = 1 << 22
 _GZIP_MAGIC = b"\x1f\x8b"
 _COPY_AGAIN = "Copy the file again from its source, or export it again."
@@ -143,7 +143,8 @@ def _read_header(stream: Any, path: Path) -> Any:
         if len(head) < size or magic[0] != magic[1]:
             continue
         try:
-            header = kind.from_fileobj(io.BytesIO(head[:size]), check=True)
+            # nibabel's own check repairs some faults and prints; ours below refuses them.
+            header = kind(head[:size], check=False)
         except (HeaderDataError, ValueError, TypeError, KeyError, OverflowError) as error:
             raise DataError(
                 "The NIfTI header is damaged.", where=path, found=error, action=_COPY_AGAIN
@@ -206,27 +207,32 @@ def _checked_dtype(header: Any, path: Path) -> np.dtype[Any]:
 
 
 def _checked_scaling(header: Any, path: Path) -> tuple[float, float]:
-    try:
-        slope, intercept = header.get_slope_inter()
-    except HeaderDataError as error:
+    """Slope and intercept; a slope of 0 or NaN means by convention that neither is set."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or math.isnan(slope):
+        return 1.0, 0.0
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
         raise DataError(
             "The NIfTI slope or intercept is not finite.",
             where=path,
-            found=error,
+            found=f"slope {slope}, intercept {intercept}",
             action=_COPY_AGAIN,
-        ) from None
-    return (1.0, 0.0) if slope is None else (float(slope), float(intercept or 0.0))
+        )
+    return slope, intercept
 
 
 def _checked_affine(header: Any, path: Path) -> FloatArray:
-    if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    if max(codes) <= 0 or not set(codes) <= set(range(_LARGEST_FORM_CODE + 1)):
         raise DataError(
             "The NIfTI file declares no orientation.",
             where=path,
-            expected="a qform or sform code above 0",
-            found="both are 0",
+            expected=f"a sform or qform code of 1 to {_LARGEST_FORM_CODE}",
+            found=f"sform code {codes[0]}, qform code {codes[1]}",
             action="Export the scan again with its orientation; a guess could mirror the patient.",
         )
+    if header["pixdim"][0] == 0:
+        header["pixdim"][0] = 1  # the standard reads an unset handedness as 1
     try:
         with np.errstate(all="ignore"):
             affine = np.asarray(header.get_best_affine(), dtype=np.float64)
