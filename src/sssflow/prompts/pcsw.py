@@ -187,15 +187,22 @@ def _candidates(graph: SliceGraph, first_node: Ints, tau: float, config: PcswCon
     begin, stop = int(first_node[0]), int(first_node[-1])
     area = graph.node_area[begin:stop]
     at = graph.node_slice[begin:stop]
-    whole = components_between(graph, begin, stop, stop)
     foreground = _cumulative(np.bincount(at, weights=area, minlength=slices)[None])[0]
+    lengths = window_lengths(slices, config.search)
+    voxels = [foreground[n:] - foreground[:-n] for n in lengths]
+    fewest = min(float(v[v > 0].min(initial=np.inf)) for v in voxels)
+    whole = components_between(graph, begin, stop, stop)
+    # Less than tau of the emptiest window is less than tau of every window.
+    total = np.bincount(whole, weights=area)
+    large = np.flatnonzero(total / fewest >= tau)
+    bounds = _largest_possible(whole, large, at, area, slices, lengths)
     rows: list[tuple[Order, int, int, int]] = []
-    for rank, length in enumerate(window_lengths(slices, config.search)):
-        voxels = foreground[length:] - foreground[:-length]
-        bound = _largest_possible(whole, at, area, slices, length)
-        share = np.divide(bound, voxels, out=np.zeros(voxels.size), where=voxels > 0)
+    for rank, length in enumerate(lengths):
+        share = np.divide(
+            bounds[rank], voxels[rank], out=np.zeros(voxels[rank].size), where=voxels[rank] > 0
+        )
         for start in np.flatnonzero(share >= tau).tolist():
-            size = int(voxels[start])
+            size = int(voxels[rank][start])
             order = _order(config, rank, float(share[start]), size, length, start)
             rows.append((order, start, length, size))
     rows.sort()
@@ -204,24 +211,27 @@ def _candidates(graph: SliceGraph, first_node: Ints, tau: float, config: PcswCon
 
 
 def _largest_possible(
-    whole: Ints, at: Ints, area: Ints, slices: int, length: int
-) -> NDArray[np.float64]:
-    """Per start of a window: the most voxels that a component of the whole volume has in it.
+    whole: Ints, large: Ints, at: Ints, area: Ints, slices: int, lengths: Sequence[int]
+) -> list[NDArray[np.float64]]:
+    """Per length and start of a window: the most voxels that one of `large` has in it.
 
-    A component of the window lies in one of the whole volume, so it cannot be larger. Blocks bound
-    the memory where noise makes very many components.
+    `large` are components of the whole volume. A component of the window lies in one of the whole
+    volume, so it cannot be larger. Blocks bound the memory where noise makes very many components.
     """
-    bound = np.zeros(slices - length + 1)
-    count = int(whole.max(initial=-1)) + 1
+    bounds = [np.zeros(slices - length + 1) for length in lengths]
+    place: Ints = np.full(int(whole.max(initial=-1)) + 1, -1, np.int64)
+    place[large] = np.arange(large.size)
+    row = place[whole]
     block = max(_BLOCK_CELLS // slices, 1)
-    for low in range(0, count, block):
-        inside = (whole >= low) & (whole < low + block)
-        rows = min(block, count - low)
-        cells = (whole[inside] - low) * slices + at[inside]
-        table = np.bincount(cells, weights=area[inside], minlength=rows * slices)
-        total = _cumulative(table.reshape(rows, slices))
-        np.maximum(bound, (total[:, length:] - total[:, :-length]).max(axis=0), out=bound)
-    return bound
+    for low in range(0, large.size, block):
+        count = min(block, large.size - low)
+        inside = (row >= low) & (row < low + count)
+        cells = (row[inside] - low) * slices + at[inside]
+        table = np.bincount(cells, weights=area[inside], minlength=count * slices)
+        total = _cumulative(table.reshape(count, slices))
+        for bound, length in zip(bounds, lengths, strict=True):
+            np.maximum(bound, (total[:, length:] - total[:, :-length]).max(axis=0), out=bound)
+    return bounds
 
 
 def _cumulative(table: NDArray[Any]) -> NDArray[np.float64]:

@@ -80,7 +80,7 @@ def _search(mask: Array, tau: float, config: PcswConfig) -> tuple[float, int, in
                 continue
             structure = ndimage.generate_binary_structure(3, _RANK[config.connectivity])
             labelled, count = ndimage.label(part, structure=structure)
-            sizes = [int((labelled == n).sum()) for n in range(1, count + 1)]
+            sizes = np.bincount(labelled.ravel(), minlength=count + 1)[1:].tolist()
             largest = max(sizes)
             continuity = largest / foreground
             if continuity < tau or largest < config.min_component_voxels:
@@ -118,10 +118,8 @@ def _lengths(slices: int, search: str) -> list[int]:
 
 def _slice_prompt(mask_hw: Array, i: int, config: PcswConfig, accepted: bool) -> SlicePrompt:
     height, width = mask_hw.shape
-    pixels = [(int(x), int(y)) for y, x in np.argwhere(mask_hw)]
-    xs = [x for x, _ in pixels]
-    ys = [y for _, y in pixels]
-    box = (min(xs), min(ys), max(xs), max(ys))
+    ys, xs = np.nonzero(mask_hw)
+    box = (int(xs.min()), int(ys.min()), int(xs.max()), int(ys.max()))
     m = config.box_margin_px
     wide = (
         max(0, box[0] - m),
@@ -129,13 +127,14 @@ def _slice_prompt(mask_hw: Array, i: int, config: PcswConfig, accepted: bool) ->
         min(width - 1, box[2] + m),
         min(height - 1, box[3] + m),
     )
+    mean = (Fraction(int(xs.sum()), xs.size), Fraction(int(ys.sum()), ys.size))
     points: tuple[tuple[float, float], ...] = ()
     if config.point == "interior":
-        points = (_deepest(mask_hw, pixels),)
+        points = (_deepest(mask_hw, mean),)
     elif config.point == "center" and accepted:
         points = (((box[0] + box[2]) / 2, (box[1] + box[3]) / 2),)
     elif config.point == "center":
-        points = ((sum(xs) / len(xs), sum(ys) / len(ys)),)
+        points = ((float(mean[0]), float(mean[1])),)
     return SlicePrompt(
         slice_index=i,
         box_xyxy_px=wide,
@@ -144,14 +143,12 @@ def _slice_prompt(mask_hw: Array, i: int, config: PcswConfig, accepted: bool) ->
     )
 
 
-def _deepest(mask_hw: Array, pixels: list[tuple[int, int]]) -> tuple[float, float]:
+def _deepest(mask_hw: Array, mean: tuple[Fraction, Fraction]) -> tuple[float, float]:
     # Distance to the nearest pixel that is not of the object; beyond the image none is.
     depth = ndimage.distance_transform_edt(np.pad(mask_hw, 1))[1:-1, 1:-1]
     squared = np.rint(depth**2)
-    mean_x = Fraction(sum(x for x, _ in pixels), len(pixels))
-    mean_y = Fraction(sum(y for _, y in pixels), len(pixels))
-    ties = [(x, y) for x, y in pixels if squared[y, x] == squared.max()]
-    x, y = min(ties, key=lambda p: ((p[0] - mean_x) ** 2 + (p[1] - mean_y) ** 2, p[1], p[0]))
+    ties = [(int(x), int(y)) for y, x in np.argwhere(squared == squared.max())]
+    x, y = min(ties, key=lambda p: ((p[0] - mean[0]) ** 2 + (p[1] - mean[1]) ** 2, p[1], p[0]))
     return float(x), float(y)
 
 
