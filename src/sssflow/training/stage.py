@@ -155,7 +155,7 @@ def prepare(
             masks=_by_case(mask_sets) if method.needs_masks else None,
             trust=config.sss,
         ).to(device)
-    method.modules.to(device)
+    method.modules.to(device).to(memory_format=torch.channels_last)
     return Run(
         config=config,
         method=method,

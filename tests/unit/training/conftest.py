@@ -124,6 +124,12 @@ def fresh_tiny(tmp_path: Path) -> TinyDataset:
 
 
 @pytest.fixture
+def other_tiny(tmp_path: Path) -> TinyDataset:
+    """A second one, equal to the first."""
+    return make_dataset(tmp_path / "other")
+
+
+@pytest.fixture
 def tiny_config() -> Callable[..., TrainConfig]:
     """A configuration that trains in a second; keyword arguments replace top-level keys."""
 

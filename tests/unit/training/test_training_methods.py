@@ -1,0 +1,204 @@
+"""Every method: its terms reach the student, its targets do not, and labels stay out of reach."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator
+
+from sssflow.contracts.dataset import DatasetManifest, UnlabelledCase
+from sssflow.storage.contracts import load_contract
+from sssflow.training import stage
+from sssflow.training.config import TrainConfig
+from sssflow.training.data import UnlabelledBatch, read_batch
+from sssflow.training.methods.registry import METHODS
+from sssflow.training.methods.streams import (
+    complementary_dropout,
+    join_levels,
+    make_strong,
+    pseudo_label,
+    split_levels,
+    weak_view,
+)
+from sssflow.volume.packed import write_packed
+
+TERMS = [
+    ("supervised", "labelled"),
+    ("mean_teacher", "labelled"),
+    ("mean_teacher", "consistency"),
+    ("unimatch_v2", "labelled"),
+    ("unimatch_v2", "unlabelled"),
+    ("sss", "labelled"),
+    ("sss", "unlabelled"),
+    ("sss", "sam_masks"),
+]
+
+
+def prepared(config, tiny):
+    from sssflow.contracts.masks import MaskSet
+
+    manifest = load_contract(DatasetManifest, tiny.dataset)
+    masks = [(load_contract(MaskSet, tiny.masks), tiny.masks.parent)]
+    run = stage.prepare(config, manifest, tiny.dataset.parent, tiny.dataset.parent, masks)
+    run.method.train_mode()
+    return run
+
+
+def first_batch(run):
+    config = run.config
+    return read_batch(
+        run.data,
+        0,
+        labelled=config.batch_labelled,
+        unlabelled=config.batch_unlabelled,
+        seed=config.seed,
+    )
+
+
+def test_every_term_of_every_method_is_listed_here(tiny, tiny_config):
+    found = set()
+    for name in METHODS:
+        run = prepared(tiny_config(method=name), tiny)
+        terms = run.method.step(first_batch(run), 1, Generator().manual_seed(0))
+        found |= {(name, term) for term in terms.terms}
+    assert found == set(TERMS)
+
+
+@pytest.mark.parametrize(("method", "term"), TERMS)
+def test_each_loss_term_alone_gives_the_student_a_gradient(method, term, tiny, tiny_config):
+    run = prepared(tiny_config(method=method), tiny)
+    # A perturbed teacher: Mean Teacher's term is zero by right while both nets are equal.
+    if run.method.teacher is not None:
+        with torch.no_grad():
+            for parameter in run.method.teacher.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    terms = run.method.step(first_batch(run), 3, Generator().manual_seed(0))
+    terms.terms[term].backward()
+    largest = [
+        float(p.grad.abs().max()) for p in run.method.student.parameters() if p.grad is not None
+    ]
+    assert max(largest) > 1e-6
+    # From the first layer to the last, or the term would train only the head.
+    first = next(run.method.student.parameters())
+    assert first.grad is not None
+    assert float(first.grad.abs().max()) > 0
+    if run.method.teacher is not None:
+        assert all(p.grad is None for p in run.method.teacher.parameters())
+
+
+@pytest.mark.parametrize("perturbation", ["dfe", "comp_dropout", "both", "none"])
+def test_sss_runs_with_every_feature_perturbation(perturbation, tiny, tiny_config):
+    config = tiny_config(method="sss", sss={"feature_perturbation": perturbation, "dfe_width": 8})
+    run = prepared(config, tiny)
+    terms = run.method.step(first_batch(run), 0, Generator().manual_seed(0))
+    assert torch.isfinite(terms.total)
+    assert ("dfe" in run.method.modules) == (perturbation in ("dfe", "both"))
+
+
+def test_without_masks_and_perturbation_sss_is_unimatch_v2_without_dropout(tiny, tiny_config):
+    plain = {"feature_perturbation": "none", "mask_weight": 0.0}
+    base = {"confidence_threshold": 0.3, "dropout_share": 0.0}
+    totals = []
+    for method in ("unimatch_v2", "sss"):
+        run = prepared(tiny_config(method=method, sss=plain, unimatch_v2=base), tiny)
+        torch.manual_seed(0)
+        totals.append(run.method.step(first_batch(run), 0, Generator().manual_seed(0)).total)
+    assert float(totals[0]) == pytest.approx(float(totals[1]), rel=1e-6)
+
+
+def test_an_unlabelled_case_and_batch_have_no_place_for_a_label():
+    assert "label" not in UnlabelledCase.model_fields
+    assert not [f.name for f in fields(UnlabelledBatch) if "label" in f.name]
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("poison", ["noise", "missing"])
+def test_labels_of_unlabelled_cases_change_no_bit(
+    method, poison, other_tiny, fresh_tiny, tiny_config, tmp_path
+):
+    rng = np.random.default_rng(0)
+    for data in (other_tiny, fresh_tiny):
+        for case_id, truth in data.truth.items():
+            if case_id.startswith("b"):
+                noise = rng.integers(0, 3, truth.shape).astype(np.uint8)
+                file = data.dataset.parent / "labels" / f"{case_id}.b2nd"
+                if data is other_tiny:
+                    write_packed(file, truth)
+                elif poison == "noise":
+                    write_packed(file, noise)
+    config = tiny_config(method=method, steps=4)
+    weights = []
+    for data, name in ((other_tiny, "clean"), (fresh_tiny, "poisoned")):
+        out = tmp_path / name
+        stage.run(config, data.dataset, out, masks=[data.masks] if method == "sss" else [])
+        weights.append((out / "model" / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_masks_follow_the_geometry_and_cutmix_of_their_view(tiny, tiny_config):
+    run = prepared(tiny_config(method="sss", batch_unlabelled=9), tiny)
+    batch = first_batch(run).unlabelled
+    # The image itself as its first mask: wherever the view takes it, both must agree.
+    image = (batch.image_bchw - batch.image_bchw.amin()) / 2
+    batch = replace(batch, image_bchw=image, mask_bfhw=image.expand(-1, 2, -1, -1).clone())
+    config = run.config.augmentation
+    weak = weak_view(batch, config.weak, Generator().manual_seed(1))
+    pseudo = pseudo_label(torch.randn(9, 3, 32, 32), 0.5)
+    off = {n: 0.0 for n in type(config.strong).model_fields if n.endswith("probability")}
+    still = config.model_copy(
+        update={
+            "strong": config.strong.model_copy(update=off),
+            "cutmix": config.cutmix.model_copy(update={"probability": 1.0}),
+        }
+    )
+    strong = make_strong(weak, pseudo, still, Generator().manual_seed(2))
+    p = strong.image_bchw[:, 0].clamp(1 / 510, 1 - 1 / 510)
+    odds = p / (1 - p)
+    assert torch.allclose(strong.mask_bfhw[:, 0], odds / (1 + 2 * odds), atol=1e-4)
+    assert strong.boxes_bhw.any()
+    moved = torch.where(strong.boxes_bhw, pseudo.label_bhw.flip(0), pseudo.label_bhw)
+    assert torch.equal(strong.label_bhw, moved)
+
+
+def test_trust_is_the_predicted_iou_where_sam_segmented_and_zero_elsewhere(tiny, tiny_config):
+    run = prepared(tiny_config(method="sss"), tiny)
+    weight = run.data.unlabelled.mask_weight_nf.reshape(3, 3, 2)
+    assert weight[0].tolist() == [
+        pytest.approx([0.9, 0.9]),
+        pytest.approx([0.8, 0.8]),
+        [0.0, 0.0],
+    ]
+    strict = tiny_config(method="sss", sss={"mask_min_predicted_iou": 0.85, "dfe_width": 8})
+    weight = prepared(strict, tiny).data.unlabelled.mask_weight_nf.reshape(3, 3, 2)
+    assert weight[:, 1].abs().sum() == 0
+    absent = tiny_config(method="sss", sss={"mask_min_object_score": 4.5, "dfe_width": 8})
+    weight = prepared(absent, tiny).data.unlabelled.mask_weight_nf.reshape(3, 3, 2)
+    assert weight[:, 0].min() > 0
+    assert weight[:, 1].abs().sum() == 0
+
+
+def test_complementary_dropout_masks_add_up_and_exempt_pairs_are_whole():
+    ones = [torch.ones(64, 6, 2, 2), torch.ones(64, 12, 1, 1)]
+    first, second = complementary_dropout(ones, ones, 0.5, Generator().manual_seed(0))
+    for one, two in zip(first, second, strict=True):
+        assert torch.equal(one + two, 2 * torch.ones_like(one))
+        assert set(one.unique().tolist()) == {0.0, 1.0, 2.0}
+    whole_fine = (first[0] == 1).flatten(1).all(1)
+    whole_coarse = (first[1] == 1).flatten(1).all(1)
+    assert torch.equal(whole_fine, whole_coarse)
+    assert 0.3 < float(whole_fine.float().mean()) < 0.7
+
+
+def test_splitting_and_joining_levels_are_inverse():
+    levels = [torch.randn(6, 2, 4, 4), torch.randn(6, 3, 2, 2)]
+    parts = split_levels(levels, [1, 2, 3])
+    assert [len(part[0]) for part in parts] == [1, 2, 3]
+    assert all(torch.equal(a, b) for a, b in zip(join_levels(parts), levels, strict=True))
+
+
+def test_a_size_that_the_network_cannot_halve_is_refused():
+    with pytest.raises(ValueError, match="multiples of 16"):
+        TrainConfig.model_validate({"preprocessing": {"size_hw": [100, 128]}})
