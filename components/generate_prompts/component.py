@@ -33,7 +33,8 @@ def generate_prompts(
 
     with component_task("generate_prompts", shard_label(shard), store_uri) as task:
         part = Shard.from_json(shard, where="shard")
-        config = parse_experiment(config_json).prompts
+        settings = parse_experiment(config_json).prompts
+        config = settings.model_copy(update={"roles": (part.role,)})
         manifest, manifest_path = task.read(DatasetManifest, part.dataset)
         record, record_path = task.read(RunRecord, part.run)
         model = verified_path(record.model, base=record_path.parent)
