@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictFloat, StrictInt, model_validator
 
 from sssflow.configuration import Config
 
-Amount = int | float
+Amount = StrictInt | StrictFloat
 """A whole number counts patients; a number below 1 is a share of the patients."""
 
 
