@@ -32,7 +32,7 @@ _FINE = 2  # fine pixels per pixel side
 _SUB = 4  # sub-slices per slice
 # Set by training a small U-Net (8 to 64 channels, 96 x 96, 600 steps): at difficulty 0.5 two
 # patients give 0.70 mean Dice on twelve others and twenty give 0.82 (seed 0); without this factor
-# two gave 0.30 and twenty 0.58: too hard to tell methods apart.
+# (400 steps, difficulty 0.6) two gave 0.30 and twenty 0.58: too hard to tell methods apart.
 _HARDEST = 0.3
 
 
