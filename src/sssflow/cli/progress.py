@@ -1,7 +1,7 @@
 """Progress of a stage: a bar on a terminal, one line per minute elsewhere.
 
-Stages below the command line only log, or call back. A message that says "<n> of <m>" moves the
-bar.
+Stages below the command line only log, or call back. A message that says "<n> of <m>" or
+"<n>/<m>" moves the bar.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rich.progress import (
 
 from sssflow.cli.session import error_console
 
-_COUNT = re.compile(r"\b(\d+) of (\d+)\b")
+_COUNT = re.compile(r"\b(\d+)(?: of |/)(\d+)\b")
 _QUIET_S = 60.0
 
 

@@ -17,6 +17,7 @@ from sssflow.cli.progress import MinuteLines, parse_count, working
         ("step 20 of 300, loss 0.5", (20, 300)),
         ("case 3 of 3", (3, 3)),
         ("0 of 5", (0, 5)),
+        ("prompts 1/4: case", (1, 4)),
         ("5 of 3", None),
         ("0 of 0", None),
         ("loss 0.5", None),
