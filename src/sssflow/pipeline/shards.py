@@ -101,10 +101,10 @@ def plan_shards(
 
 def masks_for_training(
     sets: Sequence[tuple[MaskSet, Path]], manifest: DatasetManifest
-) -> list[Path]:
-    """Paths of the mask sets that hold unlabelled cases only, in the given order."""
+) -> list[tuple[MaskSet, Path]]:
+    """The mask sets that hold unlabelled cases only, in the given order, with their paths."""
     allowed = {case.case_id for case in manifest.with_role(Role.UNLABELLED)}
-    return [path for masks, path in sets if _ids(masks) <= allowed]
+    return [(masks, path) for masks, path in sets if _ids(masks) <= allowed]
 
 
 def to_score(sets: Sequence[tuple[S, Path]], manifest: DatasetManifest) -> list[Path]:

@@ -1,0 +1,182 @@
+"""The boundary of a component: reuse, results that must exist, failures with their reason."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from sssflow.contracts.dataset import DatasetManifest
+from sssflow.errors import DataError, InterruptedRun, SssflowError, UnavailableError
+from sssflow.pipeline.events import EVENTS_FILE, EventLog, EventReader, request_stop
+from sssflow.pipeline.store import follow_pointer
+from sssflow.pipeline.task import component_task, log_metrics
+from sssflow.storage.contracts import save_contract
+
+
+class StubArtifact:
+    """As much of a KFP artifact as a task touches."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.metadata: dict[str, object] = {}
+        self.logged: dict[str, float] = {}
+
+    def log_metric(self, metric: str, value: float) -> None:
+        self.logged[metric] = value
+
+
+def states(store: Path) -> list[tuple[str, str, int]]:
+    reader = EventReader.__new__(EventReader)
+    reader._path, reader._offset = store / EVENTS_FILE, 0
+    return [(e.state, e.message, e.exit_code) for e in reader.new_events()]
+
+
+def make(store: Path, manifest: DatasetManifest, artifact: StubArtifact) -> str:
+    with component_task("ingest", "", str(store)) as task:
+        out = task.folder({"x": "1"}) / "manifest.json"
+        if not task.has(DatasetManifest, out):
+            save_contract(manifest, out)
+        return task.publish(DatasetManifest, out, artifact)
+
+
+def test_a_task_hands_on_a_pointer_and_describes_it_in_the_artifact(tmp_path, manifest) -> None:
+    artifact = StubArtifact(tmp_path / "artifact")
+    pointer = make(tmp_path / "store", manifest, artifact)
+    found, path = follow_pointer(DatasetManifest, pointer)
+    assert found == manifest
+    assert Path(artifact.path).read_text() == pointer + "\n"
+    assert artifact.metadata["digest"] == manifest.digest
+    assert artifact.metadata["at"] == path.as_uri()
+
+
+def test_a_second_run_takes_the_first_one_s_result(tmp_path, manifest) -> None:
+    store = tmp_path / "store"
+    first = make(store, manifest, StubArtifact(tmp_path / "1"))
+    other = manifest.model_copy(update={"name": "other"})
+    assert make(store, other, StubArtifact(tmp_path / "2")) == first
+    assert [s for s, _, _ in states(store) if s != "progress"] == [
+        "started",
+        "done",
+        "started",
+        "reused",
+    ]
+
+
+def test_a_damaged_result_is_made_again(tmp_path, manifest) -> None:
+    store = tmp_path / "store"
+    first = make(store, manifest, StubArtifact(tmp_path / "1"))
+    _, path = follow_pointer(DatasetManifest, first)
+    path.write_text("{")
+    assert make(store, manifest, StubArtifact(tmp_path / "2")) == first
+
+
+def fails(store: Path, error: BaseException, caplog) -> int:
+    with (
+        caplog.at_level(logging.ERROR),
+        pytest.raises(SystemExit) as caught,
+        component_task("train", "baseline", str(store)),
+    ):
+        raise error
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DataError("Bad scan.", where="here", action="Mend it."), 65),
+        (UnavailableError("Disk full."), 69),
+        (InterruptedRun("Stopped."), 75),
+    ],
+)
+def test_a_failure_ends_with_its_exit_code_and_its_whole_message_last(
+    tmp_path, caplog, error: SssflowError, code: int
+) -> None:
+    assert fails(tmp_path, error, caplog) == code
+    assert caplog.records[-1].getMessage().endswith(error.describe())
+    assert states(tmp_path)[-1] == ("failed", error.describe(), code)
+
+
+def test_a_bug_is_told_with_its_traceback_and_exit_code_70(tmp_path, caplog) -> None:
+    assert fails(tmp_path, KeyError("surprise"), caplog) == 70
+    assert "Traceback" in caplog.text
+    assert "KeyError: 'surprise'" in caplog.records[-1].getMessage()
+    assert "task train baseline" in caplog.records[-1].getMessage()
+
+
+def test_a_full_disk_is_exit_code_69(tmp_path, caplog) -> None:
+    assert fails(tmp_path, OSError(28, "No space left on device"), caplog) == 69
+
+
+def test_ctrl_c_is_an_interruption(tmp_path, caplog) -> None:
+    assert fails(tmp_path, KeyboardInterrupt(), caplog) == 75
+
+
+def test_a_termination_signal_is_an_interruption(tmp_path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught, component_task("ingest", "", str(tmp_path)):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.code == 75
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_stage_that_ends_without_its_result_is_a_failure(tmp_path, caplog) -> None:
+    with pytest.raises(SystemExit) as caught, component_task("ingest", "", str(tmp_path)) as task:
+        task.publish(DatasetManifest, tmp_path / "never-written.json")
+    assert caught.value.code == 70
+    assert "without its result" in caplog.text
+
+
+def test_a_store_that_cannot_be_reached_is_a_failure_with_a_reason(caplog) -> None:
+    with pytest.raises(SystemExit) as caught, component_task("ingest", "", "ftp://x/y"):
+        pytest.fail("the body must not run")
+    assert caught.value.code == 64
+    assert "ftp://x/y" in caplog.text
+
+
+def test_no_task_begins_after_a_stop_was_requested(tmp_path) -> None:
+    request_stop(tmp_path)
+    with pytest.raises(SystemExit) as caught, component_task("ingest", "", str(tmp_path)):
+        pytest.fail("the body must not run")
+    assert caught.value.code == 75
+
+
+def test_log_lines_of_the_rooms_become_progress(tmp_path) -> None:
+    with component_task("ingest", "", str(tmp_path)) as task:
+        logging.getLogger("sssflow.ingest").info("case 1 of 9")
+        logging.getLogger("elsewhere").info("not ours")
+        task.finish("ok")
+    assert states(tmp_path) == [
+        ("started", "", 0),
+        ("progress", "case 1 of 9", 0),
+        ("done", "ok", 0),
+    ]
+
+
+def test_only_finite_numbers_are_shown_on_the_run_page(tmp_path) -> None:
+    artifact = StubArtifact(tmp_path / "m")
+    log_metrics(artifact, {"dice": 0.5, "none": None, "nan": float("nan"), "inf": float("inf")})
+    assert artifact.logged == {"dice": 0.5}
+
+
+def test_a_half_written_event_waits_for_its_end(tmp_path) -> None:
+    reader = EventReader(tmp_path)
+    EventLog(tmp_path, "train", "warmup").write("started")
+    path = tmp_path / EVENTS_FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:10])
+    assert [event.name for event in reader.new_events()] == ["train (warmup)"]
+    path.write_bytes(whole + whole)
+    assert len(reader.new_events()) == 1
+
+
+def test_events_of_earlier_runs_are_not_told_again(tmp_path) -> None:
+    log = EventLog(tmp_path, "train", "")
+    log.write("started")
+    reader = EventReader(tmp_path)
+    log.write("done")
+    assert [event.state for event in reader.new_events()] == ["done"]
