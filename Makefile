@@ -10,7 +10,7 @@ export PYTHON
 # Two test processes on two cores: one compute thread each, and no thread that waits by spinning.
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MPLBACKEND=Agg
 
-.PHONY: help setup demo test lint type format lock pipelines clean
+.PHONY: help setup demo test lint type format lock pipelines docs clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ lock: setup  ## Resolve requirements/*.txt again from pyproject.toml
 
 pipelines: setup  ## Compile the pipelines, and write the components' pages, beside their sources
 	$(BIN)/python -m pipelines.compile
+
+docs: setup  ## Write docs/reference again from the models and the command line
+	$(BIN)/python tools/reference.py
 
 clean:  ## Remove the environment, caches and everything that the commands above left
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo local_outputs

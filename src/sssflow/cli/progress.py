@@ -93,7 +93,9 @@ class MinuteLines(Watch):
         self.tick()
 
     def say(self, message: str) -> None:
-        """Write at once."""
+        """Write at once; the minute starts again."""
+        self._last_s = self._clock()
+        self._message, self._count = message, None
         self._write(f"{self._name}: {_minutes(self._clock() - self._start_s)} | {message}")
 
     def tick(self) -> None:

@@ -19,19 +19,23 @@ class IntensityRule(Record):
     none: values as stored.
     """
 
-    kind: Literal["minmax", "percentile", "zscore", "window", "none"] = "percentile"
-    low_pct: float = Field(0.5, ge=0, le=100)
-    high_pct: float = Field(99.5, ge=0, le=100)
-    window_low: float = 0.0
-    window_high: float = 80.0
+    kind: Literal["minmax", "percentile", "zscore", "window", "none"] = Field(
+        "percentile", description="How raw voxel values become network input, per volume."
+    )
+    low_pct: float = Field(0.5, ge=0, le=100, description="percentile: becomes 0.")
+    high_pct: float = Field(99.5, ge=0, le=100, description="percentile: becomes 1.")
+    window_low: float = Field(0.0, description="window: becomes 0 (CT: Hounsfield units).")
+    window_high: float = Field(80.0, description="window: becomes 1.")
 
 
 class Preprocessing(Record):
     """From a raw volume to network input: intensity rule, then each slice resized to `size_hw`."""
 
-    intensity: IntensityRule = IntensityRule()
-    size_hw: tuple[int, int] = (256, 256)
-    image_interpolation: Literal["linear", "nearest"] = "linear"
+    intensity: IntensityRule = Field(IntensityRule(), description="Rule of the voxel values.")
+    size_hw: tuple[int, int] = Field((256, 256), description="Rows and columns of the input.")
+    image_interpolation: Literal["linear", "nearest"] = Field(
+        "linear", description="How slices are resized."
+    )
     prediction_interpolation: Literal["linear", "nearest"] = Field(
         "linear", description="linear: logits go back to the case grid; nearest: labels do."
     )
