@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from sssflow.contracts.dataset import DatasetManifest, Role
-from sssflow.errors import DataProblems, UsageError
+from sssflow.errors import DataProblems, UnavailableError, UsageError
 from sssflow.ingest import stage
 from sssflow.ingest.config import IngestConfig, SplitConfig
 from sssflow.storage.contracts import load_contract
@@ -253,6 +254,30 @@ def test_foreign_files_and_nested_folders_are_never_overwritten(
         with pytest.raises(UsageError):
             stage.run(CONFIG, root, out)
     assert files_below(tmp_path) == before
+
+
+def test_a_failure_between_two_moves_never_leaves_an_old_manifest_over_new_arrays(
+    tmp_path: Path, makers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = makers.acdc(tmp_path / "acdc", 4)
+    stage.run(CONFIG, root, tmp_path / "out")
+    (root / "patient001" / "patient001_frame01_gt.nii.gz").unlink()
+    makers.nifti(root / "patient001" / "patient001_frame01_gt.nii.gz", makers.label((6, 5, 3), 4))
+    rename = Path.rename
+
+    def refusing(self: Path, target: Path) -> Path:
+        if target.name == "labels":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    with pytest.raises(UnavailableError):
+        stage.run(CONFIG, root, tmp_path / "out")
+    monkeypatch.undo()
+    assert files_below(tmp_path / "out") == {}
+    stage.run(CONFIG, root, tmp_path / "out")
+    stage.run(CONFIG, root, tmp_path / "fresh")
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "fresh")
 
 
 KILLED_AT = """
