@@ -83,7 +83,7 @@ class Resampling:
     def describe(self) -> str:
         """Name of the interval, in words."""
         return (
-            f"{self.confidence:.0%} percentile bootstrap interval over patients, "
+            f"{100 * self.confidence:g} % percentile bootstrap interval over patients, "
             f"{self.resamples} resamples, seed {self.seed}"
         )
 

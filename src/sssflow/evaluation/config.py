@@ -26,7 +26,7 @@ class ReportConfig(Config):
         32, ge=1, le=200, description="Slices per case in the viewer; more are thinned evenly."
     )
     viewer_side_px: int = Field(
-        224, ge=64, le=512, description="Longest side of a slice in the viewer."
+        256, ge=64, le=512, description="Longest side of a slice in the viewer."
     )
     size_limit_mb: float = Field(
         4.8, ge=0.05, le=50, description="Cases leave the viewer until the page is below this."

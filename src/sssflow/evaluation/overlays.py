@@ -34,7 +34,7 @@ from sssflow.storage.atomic import write_bytes
 TILE_PX = 220
 _GAP, _MARGIN, _LINE = 6, 14, 20
 _PAPER, _INK, _FAINT = (255, 255, 255), (28, 33, 40), (96, 104, 114)
-_TRUTH = (255, 255, 255)
+_TRUTH, _TRUTH_GAPS = (255, 255, 255), (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _write(
         parts += [_row(view, index, width) for index in slices]
     parts.append(np.full((_MARGIN, width, 3), 255, dtype=np.uint8))
     buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(parts)).save(buffer, format="PNG", compress_level=9)
+    Image.fromarray(np.concatenate(parts)).save(buffer, format="PNG", compress_level=6)
     write_bytes(path, buffer.getvalue())
 
 
@@ -112,7 +112,10 @@ def _row(view: CaseView, index: int, width: int) -> Pixels:
     for prediction in view.predictions.values():
         tile = base.copy()
         paint(tile, outline(resize_labels(prediction[index], size), width=2))
-        paint(tile, dashed(outline(resize_labels(view.truth_shw[index], size))), _TRUTH)
+        rim = outline(resize_labels(view.truth_shw[index], size))
+        # White with black gaps is seen on dark and on bright tissue.
+        paint(tile, rim, _TRUTH_GAPS)
+        paint(tile, dashed(rim), _TRUTH)
         tiles.append(tile)
     row = np.full((size[0] + _GAP, width, 3), 255, dtype=np.uint8)
     for column, tile in enumerate(tiles):
@@ -120,7 +123,9 @@ def _row(view: CaseView, index: int, width: int) -> Pixels:
         row[: size[0], left : left + size[1]] = tile
     marked = Image.fromarray(row)
     text = f"slice {index + 1} of {view.truth_shw.shape[0]}"
-    ImageDraw.Draw(marked).text((_MARGIN + 5, 4), text, fill=(235, 235, 235), font=_font(12))
+    ImageDraw.Draw(marked).text(
+        (_MARGIN + 6, 5), text, fill=_PAPER, font=_font(12), stroke_width=2, stroke_fill=(0, 0, 0)
+    )
     return np.asarray(marked, dtype=np.uint8)
 
 
@@ -143,7 +148,7 @@ def _legend(class_names: Sequence[str], width: int) -> Pixels:
         draw.rectangle((left, top, left + 12, top + 12), fill=class_colour(index))
         draw.text((left + 18, top - 1), name, fill=_INK, font=_font(13))
         left += 18 + round(_font(13).getlength(name)) + 18
-    text = "Solid: outline of the mask named above the column. Dashed white: truth."
+    text = "Solid: outline of the mask named above the column. Black and white: truth."
     draw.text((_MARGIN, top + _LINE), text, fill=_FAINT, font=_font(12))
     return np.asarray(picture, dtype=np.uint8)
 

@@ -30,43 +30,11 @@ def make_prompted(place: Place, tmp_path: Path) -> Callable[..., tuple[Path, Pat
     def make(*case_ids: str, coarse: bool = True) -> tuple[Path, Path]:
         cases, masks = [], []
         for case in place.manifest.select(case_ids):
-            patient, phase = int(case.patient_id[-1]), int(case.phase == "ES")
-            truth = draw_truth(patient, phase)
-            rough = truth.copy()
-            rough[2] = 0
-            ref = write_packed(tmp_path / f"coarse_{case.case_id}.b2nd", rough, base=tmp_path)
-            slices = SlicePrompt(
-                slice_index=1,
-                box_xyxy_px=(3.0, 4.0, 8.0, 9.0),
-                points_xy_px=((5.0, 6.0), (0.0, 0.0)),
-                point_labels=(1, 0),
-            )
-            found = ObjectPrompts(
-                class_index=1,
-                continuity=1.0,
-                window_start=1,
-                window_length=2,
-                accepted=True,
-                component_voxels=50,
-                slices=(slices,),
-            )
-            cases.append(
-                CasePrompts(
-                    case_id=case.case_id,
-                    shape_shw=SHAPE,
-                    objects=(found,),
-                    coarse=ref if coarse else None,
-                )
-            )
+            truth = draw_truth(int(case.patient_id[-1]), int(case.phase == "ES"))
+            cases.append(_prompts_of(case.case_id, truth, tmp_path, coarse=coarse))
             soft = np.stack([(truth == k) * np.uint8(200) for k in (1, 2)])
-            masks.append(
-                CaseMasks(
-                    case_id=case.case_id,
-                    probability_kshw=write_packed(
-                        tmp_path / f"masks_{case.case_id}.b2nd", soft, base=tmp_path
-                    ),
-                )
-            )
+            ref = write_packed(tmp_path / f"masks_{case.case_id}.b2nd", soft, base=tmp_path)
+            masks.append(CaseMasks(case_id=case.case_id, probability_kshw=ref))
         prompts = PromptSet(
             dataset_digest=place.manifest.digest,
             model_digest="1" * 64,
@@ -90,6 +58,30 @@ def make_prompted(place: Place, tmp_path: Path) -> Callable[..., tuple[Path, Pat
         )
 
     return make
+
+
+def _prompts_of(case_id: str, truth: np.ndarray, folder: Path, *, coarse: bool) -> CasePrompts:
+    rough = truth.copy()
+    rough[2] = 0
+    ref = write_packed(folder / f"coarse_{case_id}.b2nd", rough, base=folder)
+    prompt = SlicePrompt(
+        slice_index=1,
+        box_xyxy_px=(3.0, 4.0, 8.0, 9.0),
+        points_xy_px=((5.0, 6.0), (0.0, 0.0)),
+        point_labels=(1, 0),
+    )
+    found = ObjectPrompts(
+        class_index=1,
+        continuity=1.0,
+        window_start=1,
+        window_length=2,
+        accepted=True,
+        component_voxels=50,
+        slices=(prompt,),
+    )
+    return CasePrompts(
+        case_id=case_id, shape_shw=SHAPE, objects=(found,), coarse=ref if coarse else None
+    )
 
 
 @pytest.fixture(scope="session")

@@ -108,6 +108,7 @@ def test_a_hallucination_is_not_forgiven_by_leaving_its_pair_out() -> None:
     base, head = table(("a", None, 0.5)), table(("a", 0.0, 0.5))
     difference = paired_difference(head, base, absent=1.0)
     assert difference.score_nc.tolist() == [[-1.0, 0.0]]
+    assert paired_difference(base, head, absent=1.0).score_nc.tolist() == [[1.0, 0.0]]
     assert unequal_pairs(head, base) == 1
     both = paired_difference(base, base, absent=1.0)
     assert np.isnan(both.score_nc[0, 0])

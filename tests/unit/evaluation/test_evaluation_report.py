@@ -89,7 +89,7 @@ def test_charts_escape_names_and_mark_the_kept_step() -> None:
         [Line("m", [(10, 0.2), (20, 0.6)], 20)], label="l", x_name="step", series=["m"]
     )
     assert curve.count("<polyline") == 1
-    assert "kept step 20, 60.0%" in curve
+    assert "kept step 20, 60.0\u00a0%" in curve
 
 
 def test_a_chart_joins_only_cases_that_both_models_have() -> None:

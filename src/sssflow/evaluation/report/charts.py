@@ -79,7 +79,7 @@ def line_chart(lines: Sequence[Line], *, label: str, x_name: str, series: Sequen
         parts.append(f'<polyline class="curve m{colour}" points="{path}"/>')
         for x, y in line.points:
             if line.marked_x is not None and x == line.marked_x:
-                title = f"<title>{escape(line.name)}: kept step {x:.0f}, {y:.1%}</title>"
+                title = f"<title>{escape(line.name)}: kept step {x:.0f}, {_percent(y, 1)}</title>"
                 spot = f'cx="{place(x):.1f}" cy="{frame.y(y):.1f}" r="5"'
                 parts.append(f'<circle class="kept m{colour}" {spot}>{title}</circle>')
     return _svg(frame.height, parts, label)
@@ -108,7 +108,9 @@ def _dots(frame: _Frame, x: float, values: Sequence[float | None], colour: int) 
         y = frame.y(sum(defined) / len(defined))
         ends = f'x1="{x - 16:.1f}" y1="{y:.1f}" x2="{x + 16:.1f}" y2="{y:.1f}"'
         parts.append(f'<line class="mean m{colour}" {ends}/>')
-        parts.append(_text(x + 20, y + 4, f"{sum(defined) / len(defined):.1%}", "start", "axis"))
+        parts.append(
+            _text(x + 20, y + 4, _percent(sum(defined) / len(defined), 1), "start", "mean-text")
+        )
     return parts
 
 
@@ -119,13 +121,17 @@ def _axis(frame: _Frame) -> str:
         parts.append(
             f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}"/>'
         )
-        parts.append(_text(_LEFT - 8, y + 4, f"{tick:.0%}", "end"))
+        parts.append(_text(_LEFT - 8, y + 4, _percent(tick), "end"))
     return "".join(parts)
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "axis") -> str:
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
     return f'<text class="{kind}" {place}>{escape(text)}</text>'
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f}\u00a0%"
 
 
 def _svg(height: float, parts: Sequence[str], label: str) -> Markup:

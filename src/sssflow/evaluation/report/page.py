@@ -65,6 +65,7 @@ def render(page: PageInput, *, dropped: int = 0) -> str:
         title=page.title,
         summary=summary,
         headline=words.headline(summary),
+        interval=words.confidence(summary),
         tiles=_tiles(summary),
         strict_columns=_columns(summary.models, strict=True),
         ssl4mis_columns=_columns(summary.models, strict=False),
@@ -100,8 +101,10 @@ def _tiles(summary: EvaluationSummary) -> list[dict[str, str]]:
     models = summary.models if len(summary.models) < 4 else (summary.models[0], summary.models[-1])
     for model in models:
         dice = model.strict["dice"]
-        value = "–" if dice.value is None else f"{words.number(dice.value, 'dice')} %"
-        tiles.append({"name": f"Dice, {model.name}", "value": value, "note": _interval(dice)})
+        value = "–" if dice.value is None else f"{words.number(dice.value, 'dice')}\u00a0%"
+        span = words.span(dice, "dice")
+        note = f"{words.confidence(summary)} {span}" if span else "no interval"
+        tiles.append({"name": f"Dice, {model.name}", "value": value, "note": note})
     if summary.gain is not None:
         gain = summary.gain
         note = words.p_text(gain.p_value)
@@ -112,11 +115,6 @@ def _tiles(summary: EvaluationSummary) -> list[dict[str, str]]:
     note = f"{words.plural(summary.patients, 'patient')}, role {' and '.join(summary.roles)}"
     tiles.append({"name": "Measured", "value": words.plural(summary.cases, "case"), "note": note})
     return tiles
-
-
-def _interval(figure: Figure) -> str:
-    found = words.span(figure, "dice")
-    return f"{found}" if found else "no interval"
 
 
 def _columns(models: Sequence[ModelFigures], *, strict: bool) -> dict[str, Any]:

@@ -31,13 +31,14 @@ from sssflow.evaluation.drawing import (
 
 _FILL_ALPHA = 72
 _WHITE = 2 * len(PALETTE) + 1
+_BLACK = _WHITE + 1
 
 
 @dataclass(frozen=True)
 class Layer:
     """One sprite of one case.
 
-    `kind` is `image`, `truth` (dashed white), `mask` (a model's or SAM-2's) or `prompts`.
+    `kind` is `image`, `truth` (outline in black and white), `mask` (a model's or SAM-2's) or `prompts`.
     """
 
     kind: str
@@ -140,8 +141,9 @@ def _mask_layer(
 
 
 def _codes_of_truth(labels_hw: Labels, size: tuple[int, int]) -> Labels:
-    rim = dashed(outline(resize_labels(labels_hw, size)))
-    return np.where(rim > 0, _WHITE, 0).astype(np.uint8)
+    rim = outline(resize_labels(labels_hw, size))
+    codes = np.where(rim > 0, _BLACK, 0)
+    return np.where(dashed(rim) > 0, _WHITE, codes).astype(np.uint8)
 
 
 def _prompt_sprite(prompts: CasePrompts, slices: Sequence[int], size: tuple[int, int]) -> str:
@@ -188,11 +190,11 @@ def _jpeg(pixels_hw: NDArray[np.uint8]) -> str:
 
 def _palette_png(codes_hw: NDArray[np.uint8]) -> str:
     picture = Image.fromarray(codes_hw)
-    colours = [(0, 0, 0), *PALETTE, *PALETTE, (255, 255, 255)]
+    colours = [(0, 0, 0), *PALETTE, *PALETTE, (255, 255, 255), (0, 0, 0)]
     picture.putpalette([value for colour in colours for value in colour])
-    alphas = [0, *[_FILL_ALPHA] * len(PALETTE), *[255] * (len(PALETTE) + 1)]
+    alphas = [0, *[_FILL_ALPHA] * len(PALETTE), *[255] * (len(PALETTE) + 2)]
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", transparency=bytes(alphas), compress_level=9)
+    picture.save(buffer, format="PNG", transparency=bytes(alphas), compress_level=6)
     return _data_uri("image/png", buffer.getvalue())
 
 

@@ -78,6 +78,11 @@ def plural(count: int, name: str) -> str:
     return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
+def confidence(summary: EvaluationSummary) -> str:
+    """`95 % interval`, with a space that does not break."""
+    return f"{100 * float(summary.config['confidence']):g}\u00a0% interval"
+
+
 def headline(summary: EvaluationSummary) -> str:
     """The finding in two or three sentences."""
     last = summary.models[-1]
@@ -86,11 +91,10 @@ def headline(summary: EvaluationSummary) -> str:
     base = f"{plural(summary.cases, f'{roles} case')} of {plural(summary.patients, 'patient')}"
     if dice.value is None:
         return f"On {base} no class could be scored: truth and prediction are empty throughout."
-    interval = f" (95 % interval {span(dice, 'dice')})" if dice.low is not None else ""
-    interval = interval.replace("95 %", f"{100 * float(summary.config['confidence']):g} %")
-    first = (
-        f"On {base}, {last.name} reaches a mean Dice of {number(dice.value, 'dice')} %{interval}."
-    )
+    known = span(dice, "dice")
+    interval = f" ({confidence(summary)} {known})" if known else ""
+    score = number(dice.value, "dice")
+    first = f"On {base}, {last.name} reaches a mean Dice of {score}\u00a0%{interval}."
     return f"{first} {gain_sentence(summary.gain)}".strip()
 
 
