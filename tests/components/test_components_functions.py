@@ -1,0 +1,128 @@
+"""Components called as plain functions, with stub artifacts."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("kfp")
+
+from components.ingest.component import ingest
+from components.plan_shards.component import plan_shards
+from components.train.component import train
+
+from sssflow.contracts.base import ObjectRef
+from sssflow.contracts.dataset import DatasetManifest, Grid, Modality, UnlabelledCase
+from sssflow.experiment import ExperimentConfig
+from sssflow.pipeline.shards import Shard
+from sssflow.pipeline.store import write_pointer
+from sssflow.storage.contracts import save_contract
+
+EXPERIMENT = ExperimentConfig().model_dump_json()
+
+
+class StubArtifact:
+    """As much of a KFP artifact as a component touches."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.metadata: dict[str, object] = {}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> str:
+    case = UnlabelledCase(
+        case_id="a",
+        patient_id="a",
+        image=ObjectRef(uri="x", size_bytes=0, sha256="0" * 64),
+        grid=Grid(
+            shape_shw=(1, 2, 2),
+            spacing_shw_mm=(1.0, 1.0, 1.0),
+            affine_ras=((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)),
+        ),
+        modality=Modality.MR,
+    )
+    manifest = DatasetManifest(
+        name="made-by-hand",
+        source_layout="none",
+        class_names=("background", "disc"),
+        source_digest="0" * 64,
+        split_rule="by hand",
+        cases=(case,),
+    )
+    return write_pointer(manifest, save_contract(manifest, tmp_path / "manifest.json"))
+
+
+def call_ingest(tmp_path: Path, source: str, config_json: str = EXPERIMENT) -> str:
+    return ingest.python_func(
+        config_json=config_json,
+        source=source,
+        source_digest="",
+        store_uri=str(tmp_path / "store"),
+        dataset=StubArtifact(tmp_path / "artifact"),
+    )
+
+
+def test_shards_are_lines_of_json_with_both_pointers(tmp_path: Path, dataset: str) -> None:
+    (line,) = plan_shards.python_func(
+        config_json=EXPERIMENT, dataset=dataset, run="R", store_uri=str(tmp_path / "store")
+    )
+    shard = Shard.from_json(line)
+    assert (shard.case_ids, shard.dataset, shard.run) == (("a",), dataset, "R")
+
+
+def test_ingest_of_a_folder_that_is_not_there_exits_with_65_and_the_path(tmp_path, caplog) -> None:
+    missing = str(tmp_path / "no-scans")
+    with caplog.at_level(logging.ERROR), pytest.raises(SystemExit) as caught:
+        call_ingest(tmp_path, missing)
+    assert caught.value.code == 65
+    assert missing in caplog.records[-1].getMessage()
+
+
+def test_ingest_without_scans_and_without_phantoms_exits_with_64(tmp_path, caplog) -> None:
+    with pytest.raises(SystemExit) as caught:
+        call_ingest(tmp_path, "")
+    assert caught.value.code == 64
+    assert "no scans to ingest" in caplog.text
+
+
+def test_an_unknown_key_of_the_experiment_exits_with_64_and_the_nearest_name(
+    tmp_path, caplog
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        call_ingest(tmp_path, "", json.dumps({"pipelin": {"shards": 1}}))
+    assert caught.value.code == 64
+    assert "did you mean 'pipeline'" in caplog.text
+
+
+def test_ingest_of_phantoms_is_found_again_by_a_second_call(tmp_path: Path) -> None:
+    config = ExperimentConfig.model_validate(
+        {
+            "phantoms": {"patients": 3, "hearts": {"in_plane_px": (32, 40), "slices": (3, 3)}},
+            "ingest": {"layout": "acdc", "split": {"labelled": 1, "validation": 1}},
+        }
+    ).model_dump_json()
+    first = call_ingest(tmp_path, "", config)
+    manifests = list((tmp_path / "store").glob("ingest/*/manifest.json"))
+    assert len(manifests) == 1
+    before = manifests[0].stat().st_mtime_ns
+    assert call_ingest(tmp_path, "", config) == first
+    assert manifests[0].stat().st_mtime_ns == before
+
+
+def test_training_of_a_section_that_does_not_exist_exits_with_64(tmp_path, dataset, caplog) -> None:
+    with pytest.raises(SystemExit) as caught:
+        train.python_func(
+            config_json=EXPERIMENT,
+            section="evaluate",
+            dataset=dataset,
+            masks=[],
+            store_uri=str(tmp_path / "store"),
+            model=StubArtifact(tmp_path / "model"),
+            metrics=StubArtifact(tmp_path / "metrics"),
+        )
+    assert caught.value.code == 64
+    assert "warmup | baseline | train" in caplog.text
