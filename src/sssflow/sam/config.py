@@ -57,7 +57,9 @@ class SamConfig(Config):
     intensity: IntensityRule | None = Field(
         None, description="null: percentile for MR, brain window (0 to 80 HU) for CT."
     )
-    propagation: PropagationConfig = PropagationConfig()
+    propagation: PropagationConfig = Field(
+        PropagationConfig(), description="How masks travel through the volume."
+    )
     backend: Literal["torch", "onnx", "triton"] = Field("torch", description="What runs SAM-2.")
     device: str = Field("cpu", description="PyTorch device, such as cpu or cuda:0.")
     encode_batch: int = Field(8, ge=1, le=256, description="Slices encoded at once.")
@@ -70,10 +72,29 @@ class SamConfig(Config):
         return self
 
 
+class RefineConfig(Config):
+    """Second part of the pre-training: from the stored weights of the first down to rate zero."""
+
+    steps: int = Field(1600, ge=1, description="Optimiser steps.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak of AdamW's learning rate.")
+    warmup_steps: int = Field(50, ge=0, description="Steps of linear rise.")
+    input_sizes: tuple[int, ...] = Field(
+        (128, 128, 192), min_length=1, description="Sides of the input; one is drawn for each step."
+    )
+    clip_share: float = Field(0.3, ge=0, le=1, description="Share of the steps on clips.")
+    hard_share: float = Field(
+        0.6, ge=0, le=1, description="See `PretrainConfig.hard_share`, for this part."
+    )
+
+
 class PretrainConfig(Config):
     """Settings of the pre-training of nano SAM-2 on procedural shapes."""
 
-    steps: int = Field(6000, ge=1, description="Optimiser steps in all.")
+    steps: int = Field(6000, ge=1, description="Steps that the learning rate is planned for.")
+    stop_after: int | None = Field(
+        1800, ge=1, description="Steps that are made; null: all that are planned."
+    )
+    refine: RefineConfig | None = Field(RefineConfig(), description="Second part; null: none.")
     input_sizes: tuple[int, ...] = Field(
         (128, 128, 128, 192),
         min_length=1,
@@ -81,6 +102,13 @@ class PretrainConfig(Config):
     )
     images_per_step: int = Field(3, ge=1, description="Scenes of a still step.")
     objects_per_image: int = Field(5, ge=1, description="Prompted objects of each scene.")
+    hard_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="How much objects that fill little of their box (walls, crescents) are "
+        "preferred when objects are picked: 0 not at all.",
+    )
     clip_share: float = Field(
         0.25, ge=0, le=1, description="Share of the steps that train memory on clips."
     )
@@ -111,7 +139,8 @@ class PretrainConfig(Config):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
-        if any(size % 32 or size < 64 for size in self.input_sizes):
+        sizes = (*self.input_sizes, *(self.refine.input_sizes if self.refine else ()))
+        if any(size % 32 or size < 64 for size in sizes):
             raise ValueError("input_sizes must be multiples of 32, from 64")
         if not 2 <= self.clip_length[0] <= self.clip_length[1]:
             raise ValueError("clip_length must be (shortest, longest), from 2")

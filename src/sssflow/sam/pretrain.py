@@ -13,14 +13,14 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from sam2.modeling.sam2_base import SAM2Base
-from torch import Tensor
 
 import sssflow
 from sssflow.sam.build import build_sam2, set_input_size
@@ -48,12 +48,46 @@ def run(config: PretrainConfig, out: Path, *, dataset: Path | None = None) -> Pa
         DataError: The dataset or the starting weights cannot be read.
     """
     source = ShapeSource() if dataset is None else labelled_source(dataset, config.dataset_share)
+    path = out / "nano.safetensors"
     with _fixed_threads(config.threads):
-        model = _new_model(config)
-        averaged = _train(model, config, source, out)
-        path = out / "nano.safetensors"
-        _save(path, averaged, config, config.steps, source)
+        _run_part(
+            config,
+            out / "first.safetensors" if config.refine else path,
+            source,
+            part=0,
+            whole=config,
+        )
+        if config.refine is not None:
+            own = config.refine.model_dump()
+            second = config.model_copy(
+                update={
+                    **own,
+                    "start_from": str(out / "first.safetensors"),
+                    "clip_from": 0.0,
+                    "stop_after": None,
+                }
+            )
+            _run_part(second, path, source, part=1, whole=config)
     return path
+
+
+def _run_part(
+    config: PretrainConfig,
+    path: Path,
+    source: SceneSource,
+    *,
+    part: int,
+    whole: PretrainConfig,
+) -> None:
+    """Train with a fresh optimiser and its own stream of random numbers; store the average."""
+    model = _new_model(config)
+    rng = np.random.default_rng([config.seed, 20 + part])
+
+    def store(averaged: SAM2Base, step: int) -> None:
+        facts = {**_provenance(whole, source), "part": part + 1, "step": step}
+        save_weights(path, averaged.state_dict(), facts)
+
+    _train(model, config, source, rng, store)
 
 
 def _new_model(config: PretrainConfig) -> SAM2Base:
@@ -84,13 +118,19 @@ def _align_attention(model: SAM2Base) -> None:
         attention.k_proj.bias.copy_(attention.q_proj.bias)
 
 
-def _train(model: SAM2Base, config: PretrainConfig, source: SceneSource, out: Path) -> SAM2Base:
+def _train(
+    model: SAM2Base,
+    config: PretrainConfig,
+    source: SceneSource,
+    rng: np.random.Generator,
+    store: Callable[[SAM2Base, int], None],
+) -> None:
     averaged = copy.deepcopy(model).eval()
     optimiser = _optimiser(model, config)
-    rng = np.random.default_rng([config.seed, 20])
+    last = min(config.steps, config.stop_after or config.steps)
     recent: dict[str, list[float]] = {"still": [], "clip": []}
     started = time.monotonic()
-    for step in range(config.steps):
+    for step in range(last):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, config)
         size = int(rng.choice(config.input_sizes))
@@ -107,9 +147,8 @@ def _train(model: SAM2Base, config: PretrainConfig, source: SceneSource, out: Pa
         if (step + 1) % config.log_every == 0:
             _report(step + 1, config, recent, time.monotonic() - started)
             recent = {"still": [], "clip": []}
-        if (step + 1) % max(1, config.steps // 10) == 0 and step + 1 < config.steps:
-            _save(out / "nano.safetensors", averaged, config, step + 1, source)
-    return averaged
+        if (step + 1) % max(1, config.steps // 10) == 0 or step + 1 == last:
+            store(averaged, step + 1)
 
 
 def learning_rate(step: int, config: PretrainConfig) -> float:
@@ -139,18 +178,15 @@ def _report(
     step: int, config: PretrainConfig, recent: dict[str, list[float]], seconds: float
 ) -> None:
     means = ", ".join(f"{k} {np.mean(v):.4f}" for k, v in recent.items() if v)
-    left = seconds / step * (config.steps - step)
-    _LOG.info("step %d of %d: %s; %.0f s left", step, config.steps, means, left)
+    last = min(config.steps, config.stop_after or config.steps)
+    left = seconds / step * (last - step)
+    _LOG.info("step %d of %d: %s; %.0f s left", step, last, means, left)
 
 
-def _save(
-    path: Path, averaged: SAM2Base, config: PretrainConfig, step: int, source: SceneSource
-) -> None:
-    state: dict[str, Tensor] = averaged.state_dict()
-    provenance = {
+def _provenance(config: PretrainConfig, source: SceneSource) -> dict[str, Any]:
+    return {
         "model": "nano SAM-2 2.1",
         "command": "sssflow sam2 pretrain",
-        "step": step,
         "config": config.model_dump(mode="json"),
         "config_digest": config.digest(),
         "data": source.description,
@@ -161,7 +197,6 @@ def _save(
             "python": platform.python_version(),
         },
     }
-    save_weights(path, state, provenance)
 
 
 @contextmanager

@@ -37,7 +37,6 @@ Points = tuple[Tensor, Tensor]
 
 _CLIP_KINDS = ("box", "box_point", "points", "box_points")
 _CLIP_SHARES = (0.25, 0.55, 0.1, 0.1)
-_CLIPS = 1
 
 
 def still_loss(
@@ -45,7 +44,7 @@ def still_loss(
 ) -> Tensor:
     """Loss of one batch of single slices, all objects prompted in the same way."""
     scenes = [source.draw(rng, size=size, length=1) for _ in range(config.images_per_step)]
-    masks, owner = _pick_objects(rng, scenes, config.objects_per_image)
+    masks, owner = _pick_objects(rng, scenes, config.objects_per_image, config.hard_share)
     images = torch.from_numpy(np.stack([s.image_tyx[0] for s in scenes]))[:, None]
     features = image_features(model, images).take(owner)
     conditioned = without_memory(model, features)
@@ -64,8 +63,8 @@ def clip_loss(
 ) -> Tensor:
     """Loss of clips: prompted on the first slice (and at times a later one), tracked elsewhere."""
     length = int(rng.integers(config.clip_length[0], config.clip_length[1] + 1))
-    scenes = [source.draw(rng, size=size, length=length) for _ in range(_CLIPS)]
-    masks, owner = _pick_objects(rng, scenes, max(1, config.clip_objects // _CLIPS))
+    scenes = [source.draw(rng, size=size, length=length)]
+    masks, owner = _pick_objects(rng, scenes, config.clip_objects, config.hard_share)
     images = torch.from_numpy(np.concatenate([s.image_tyx for s in scenes]))[:, None]
     features = image_features(model, images)
     prompted = _conditioning_slices(rng, masks)
@@ -94,15 +93,29 @@ def clip_loss(
     return torch.stack(losses).mean()
 
 
-def _pick_objects(rng: Random, scenes: list[Scene], most: int) -> tuple[Masks, Tensor]:
+def _pick_objects(
+    rng: Random, scenes: list[Scene], most: int, hard_share: float
+) -> tuple[Masks, Tensor]:
     """Masks (n, t, y, x) of up to `most` objects of each scene, and the scene of each object."""
     masks, owner = [], []
     for index, scene in enumerate(scenes):
         count = min(most, len(scene.masks_otyx))
-        picked = rng.choice(len(scene.masks_otyx), count, replace=False)
+        chance = _chances(scene.masks_otyx[:, 0], hard_share) if hard_share else None
+        picked = rng.choice(len(scene.masks_otyx), count, replace=False, p=chance)
         masks.append(scene.masks_otyx[picked])
         owner += [index] * count
     return np.concatenate(masks), torch.tensor(owner)
+
+
+def _chances(masks_oyx: Masks, hard_share: float) -> NDArray[np.float64]:
+    """Chance of each object: even, mixed with the share of its box that it leaves empty."""
+    empty = []
+    for mask in masks_oyx:
+        box = np.count_nonzero(mask.any(axis=0)) * np.count_nonzero(mask.any(axis=1))
+        empty.append(1.05 - np.count_nonzero(mask) / box)
+    even = np.full(len(masks_oyx), 1 / len(masks_oyx))
+    hard = np.asarray(empty) / np.sum(empty)
+    return np.asarray((1 - hard_share) * even + hard_share * hard)
 
 
 def _conditioning_slices(rng: Random, masks_ntyx: Masks) -> list[int]:
