@@ -95,22 +95,27 @@ def run(
     )
     write_bytes(out / _ONNX_FILE, data)
     write_text(out / _CARD_FILE, model_card(card))
-    bundle = ModelBundle(
-        onnx=reference(out / _ONNX_FILE),
-        model_card=reference(out / _CARD_FILE),
-        opset=config.opset,
-        inputs=inputs,
-        outputs=outputs,
-        preprocessing=loaded.description.preprocessing,
-        class_names=loaded.description.class_names,
-        spacing_shw_mm=spacing_shw_mm,
-        parity=parity,
-        model_digest=loaded.digest,
-        dataset_digest=manifest.digest,
-        intended_use=config.intended_use,
-    )
+    bundle = _bundle(card, out)
     save_contract(bundle, out / BUNDLE_FILE)
     return bundle
+
+
+def _bundle(card: CardFacts, out: Path) -> ModelBundle:
+    """The contract of the files that were just written to `out`."""
+    return ModelBundle(
+        onnx=reference(out / _ONNX_FILE),
+        model_card=reference(out / _CARD_FILE),
+        opset=card.config.opset,
+        inputs=card.inputs,
+        outputs=card.outputs,
+        preprocessing=card.model.preprocessing,
+        class_names=card.model.class_names,
+        spacing_shw_mm=card.spacing_shw_mm,
+        parity=card.parity,
+        model_digest=card.model_digest,
+        dataset_digest=card.manifest.digest,
+        intended_use=card.config.intended_use,
+    )
 
 
 def median_spacing(manifest: DatasetManifest) -> tuple[float, float, float] | None:
