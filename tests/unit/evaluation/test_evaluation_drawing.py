@@ -129,7 +129,8 @@ def test_a_sprite_holds_every_slice_of_every_layer_at_one_size() -> None:
     )
     assert [layer.kind for layer in built.layers] == ["image", "truth", "mask", "mask", "prompts"]
     assert {decode(layer).size for layer in built.layers} == {(64, 48 * 5)}
-    assert built.start == 1
+    # Slices 1 to 3 hold equally much; the prompt is on slice 2.
+    assert built.start == 2
     drawn = np.asarray(decode(built.layers[-1]).convert("RGBA"))
     rows = np.flatnonzero(drawn[..., 3].any(axis=1))
     # The box goes from the top of row 3 to the bottom of row 7, at 4 screen pixels per pixel.

@@ -38,7 +38,8 @@ _BLACK = _WHITE + 1
 class Layer:
     """One sprite of one case.
 
-    `kind` is `image`, `truth` (outline in black and white), `mask` (a model's or SAM-2's) or `prompts`.
+    `kind` is `image`, `truth` (outline in black and white), `mask` (of a model, of SAM-2, or the
+    truth filled) or `prompts`.
     """
 
     kind: str
@@ -111,16 +112,26 @@ def build_case(view: ViewerInput, *, side_px: int, max_slices: int) -> ViewerCas
     layers += [_mask_layer(name, mask, slices, size) for name, mask in view.masks.items()]
     if view.prompts is not None and view.prompts.objects:
         layers.append(Layer("prompts", "prompts", _prompt_sprite(view.prompts, slices, size)))
-    area = np.count_nonzero(view.truth_shw[list(slices)], axis=(1, 2))
     return ViewerCase(
         case_id=view.case_id,
         note=view.note,
         slices=slices,
         slice_count=count,
-        start=int(area.argmax()) if area.any() else len(slices) // 2,
+        start=_start(view, slices),
         aspect=size[1] / size[0],
         layers=tuple(layers),
     )
+
+
+def _start(view: ViewerInput, slices: Sequence[int]) -> int:
+    """Where the truth is largest, among the prompted slices if there are any."""
+    area = np.count_nonzero(view.truth_shw[list(slices)], axis=(1, 2))
+    objects = view.prompts.objects if view.prompts is not None else ()
+    prompted = {prompt.slice_index for found in objects for prompt in found.slices}
+    asked = np.array([index in prompted for index in slices])
+    if (area * asked).any():
+        area = area * asked
+    return int(area.argmax()) if area.any() else len(slices) // 2
 
 
 def _thinned(count: int, most: int) -> tuple[int, ...]:

@@ -8,11 +8,18 @@
     document.querySelectorAll("table.sortable").forEach(function (table) {
       const heads = Array.from(table.tHead.querySelectorAll("th:not([colspan])"));
       heads.forEach(function (head) {
-        const button = document.createElement("button");
-        button.type = "button";
+        // Not a <button>: browsers leave it out where a heading repeats on the next printed page.
+        const button = document.createElement("span");
+        button.setAttribute("role", "button");
+        button.tabIndex = 0;
         while (head.firstChild) button.appendChild(head.firstChild);
         head.appendChild(button);
         button.addEventListener("click", function () { sortBy(table, head); });
+        button.addEventListener("keydown", function (event) {
+          if (event.key !== "Enter" && event.key !== " ") return;
+          event.preventDefault();
+          sortBy(table, head);
+        });
       });
     });
   }
