@@ -43,7 +43,7 @@ from sssflow.storage.digest import reference
 SUMMARY_FILE = "evaluation.json"
 
 _LOG = logging.getLogger(__name__)
-_PACKAGES = ("sssflow", "torch", "numpy", "scipy", "edt")
+_PACKAGES = ("sssflow", "torch", "numpy", "edt")
 _SHOWN_FOR_MASKS = 2
 _NO_RUNS: Mapping[str, Path] = MappingProxyType({})
 

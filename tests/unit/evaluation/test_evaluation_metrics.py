@@ -153,3 +153,33 @@ def test_unlike_shapes_are_a_bug_and_said_so() -> None:
             spacing_shw_mm=None,
             nsd_tolerances=(2.0,),
         )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_swapping_truth_and_prediction_changes_only_the_sign_of_the_volume(seed: int) -> None:
+    generator = np.random.default_rng(50 + seed)
+    a, b = (gaussian_filter(generator.standard_normal((5, 12, 14)), 1.2) > 0.1 for _ in range(2))
+    there, back = (
+        measure_class(x, y, spacing_shw_mm=SPACING, nsd_tolerances=(2.0,)).strict
+        for x, y in ((a, b), (b, a))
+    )
+    for name, value in there.items():
+        other = back[name]
+        assert value is not None
+        assert other is not None
+        sign = -1 if name == "volume_difference_ml" else 1
+        assert value == pytest.approx(sign * other, rel=1e-6), name
+
+
+def test_doubling_the_spacing_doubles_distances_and_leaves_overlap() -> None:
+    generator = np.random.default_rng(4)
+    a, b = (gaussian_filter(generator.standard_normal((5, 12, 14)), 1.2) > 0.1 for _ in range(2))
+    once = measure_class(a, b, spacing_shw_mm=SPACING, nsd_tolerances=(2.0,))
+    twice = measure_class(a, b, spacing_shw_mm=(20.0, 3.0, 3.0), nsd_tolerances=(4.0,))
+    for name in ("hd95_pooled_mm", "hd95_max_mm", "assd_mm"):
+        small, large = once.strict[name], twice.strict[name]
+        assert small is not None
+        assert large == pytest.approx(2 * small, rel=1e-6)
+    assert twice.strict["dice"] == once.strict["dice"]
+    assert twice.strict["nsd_4mm"] == once.strict["nsd_2mm"]
+    assert twice.ssl4mis == once.ssl4mis

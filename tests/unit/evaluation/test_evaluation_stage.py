@@ -155,6 +155,7 @@ def test_the_report_needs_nothing_outside_itself(done: tuple[EvaluationSummary, 
 def test_the_report_says_what_must_not_be_missed(done: tuple[EvaluationSummary, Path]) -> None:
     summary, out = done
     page = (out / "report.html").read_text()
+    assert "chose the kept training step" not in page  # the measured role is test
     for text in (
         "Not a medical device",
         "Only 3 patients",
@@ -200,6 +201,7 @@ def test_without_spacing_everything_is_in_voxels_and_said_so(tmp_path: Path) -> 
     assert "_ml" not in header
     page = (tmp_path / "out" / "report.html").read_text()
     assert "no voxel spacing" in page
+    assert "chose the kept training step of supervised, sss" in page
     assert "drawn by a program" in page
     assert "phantom &lt;b&gt;set" in page
     assert "<b>set" not in page

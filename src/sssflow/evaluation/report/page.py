@@ -82,11 +82,18 @@ def render(page: PageInput, *, dropped: int = 0) -> str:
         caveats=words.caveats(
             summary,
             phantoms=is_phantom(page.manifest),
-            selected_on_measured=list(page.runs) if "validation" in summary.roles else [],
+            selected_on_measured=_selected_on_measured(page),
         )
         + ([page.data_note] if page.data_note else []),
         conventions=summary.conventions,
     )
+
+
+def _selected_on_measured(page: PageInput) -> list[str]:
+    """Models whose kept step the measured cases chose; without run records: all, to be safe."""
+    if "validation" not in page.summary.roles:
+        return []
+    return list(page.runs) or [result.name for result in page.results]
 
 
 def is_phantom(manifest: DatasetManifest) -> bool:
