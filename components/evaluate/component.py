@@ -41,7 +41,7 @@ def evaluate(
     from sssflow.contracts.prompts import PromptSet
     from sssflow.contracts.run import RunRecord
     from sssflow.experiment import parse_experiment
-    from sssflow.pipeline.results import headline_metrics, model_names
+    from sssflow.pipeline.results import headline_metrics, named_models
     from sssflow.pipeline.shards import to_score
     from sssflow.pipeline.task import component_task, log_metrics
     from sssflow.storage.digest import verified_path
@@ -50,12 +50,7 @@ def evaluate(
         config = parse_experiment(config_json).evaluate
         manifest, manifest_path = task.read(DatasetManifest, dataset)
         runs = task.read_all(RunRecord, [baseline, headline])
-        names = model_names([record for record, _ in runs])
-        run_paths = {name: path for name, (_, path) in zip(names, runs, strict=True)}
-        models = {
-            name: verified_path(record.model, base=path.parent)
-            for name, (record, path) in zip(names, runs, strict=True)
-        }
+        models, run_paths = named_models(runs)
         scored_prompts = to_score(task.read_all(PromptSet, prompts), manifest)
         scored_masks = to_score(task.read_all(MaskSet, masks), manifest)
         out = task.folder(

@@ -20,6 +20,7 @@ from sssflow.contracts.run import RunRecord
 from sssflow.export.config import ExportConfig
 
 NOT_RECORDED = "not recorded"
+_NO_SUCH_FIGURE = "–"
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,9 @@ def _per_class(figures: ModelFigures) -> list[str]:
 
 
 def _figure(figure: Figure | None) -> str:
-    if figure is None or figure.value is None:
+    if figure is None:
+        return _NO_SUCH_FIGURE
+    if figure.value is None:
         return NOT_RECORDED
     if figure.low is None or figure.high is None:
         return f"{figure.value:.4g}"

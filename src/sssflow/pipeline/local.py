@@ -27,7 +27,7 @@ from sssflow.errors import (
 from sssflow.pipeline.events import EventReader, TaskEvent, clear_stop, request_stop
 from sssflow.pipeline.ir import require_kfp
 from sssflow.pipeline.local_worker import WorkOrder
-from sssflow.pipeline.results import LocalRunResult, collect
+from sssflow.pipeline.results import LocalRunResult, collect, require_own_folder
 from sssflow.storage.atomic import disk_errors
 from sssflow.storage.uri import to_path
 
@@ -69,20 +69,21 @@ def run_local(
     Raises:
         SssflowError: A task failed; the kind and the message are those of the task.
         InterruptedRun: SIGTERM or Ctrl-C; what was finished is kept.
-        UsageError: kfp is not installed.
+        UsageError: kfp is not installed, or `out` holds somebody else's files.
         UnavailableError: Another run works in the same folder.
     """
     require_kfp()
     if not ir_path.is_file():
         raise UsageError("The compiled pipeline does not exist.", where=ir_path)
     work_dir = work_dir.absolute()
+    target = (out or work_dir / "results").absolute()
+    require_own_folder(target)
     started_s = time.monotonic()
     with disk_errors(work_dir):
         work_dir.mkdir(parents=True, exist_ok=True)
         with _alone(work_dir):
             arguments = {"store_uri": (work_dir / "store").as_uri(), **parameters}
             outputs = _run(ir_path.absolute(), arguments, work_dir, on_event or _ignore)
-            target = (out or work_dir / "results").absolute()
             gathered = collect(outputs, target)
     return LocalRunResult(
         out=target,

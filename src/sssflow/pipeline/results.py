@@ -11,7 +11,7 @@ from sssflow.contracts.bundle import ModelBundle
 from sssflow.contracts.dataset import DatasetManifest
 from sssflow.contracts.evaluation import EvaluationSummary, Figure
 from sssflow.contracts.run import RunRecord
-from sssflow.errors import InternalError
+from sssflow.errors import InternalError, UsageError
 from sssflow.pipeline.store import follow_pointer
 from sssflow.storage.atomic import disk_errors, write_bytes
 from sssflow.storage.contracts import save_contract
@@ -21,6 +21,8 @@ OUTPUTS = ("dataset", "warmup", "baseline", "headline", "evaluation", "bundle")
 """Named outputs of the pipeline; each is a pointer."""
 
 _RUNS = ("warmup", "baseline", "headline")
+_OURS = ".sssflow-results"
+_FOLDERS = ("bundle", "metrics", "overlays", "predictions", "runs", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,18 @@ def model_names(records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
+def named_models(
+    runs: Sequence[tuple[RunRecord, Path]],
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Paths of `model.json` (checked by digest) and of `run.json`, by the name of the model."""
+    names = model_names([record for record, _ in runs])
+    models = {
+        name: verified_path(record.model, base=path.parent)
+        for name, (record, path) in zip(names, runs, strict=True)
+    }
+    return models, {name: path for name, (_, path) in zip(names, runs, strict=True)}
+
+
 def headline_metrics(summary: EvaluationSummary) -> dict[str, float | None]:
     """Scalars for the run page: strict means of each model, the gain, and SAM-2's Dice."""
     found: dict[str, float | None] = {}
@@ -78,6 +92,25 @@ def headline_metrics(summary: EvaluationSummary) -> dict[str, float | None]:
     return found
 
 
+def require_own_folder(out: Path) -> None:
+    """Refuse a folder with other people's files of our names, before any work is done.
+
+    Raises:
+        UsageError: `out` holds such a folder and no mark of an earlier run.
+    """
+    if (out / _OURS).exists():
+        return
+    strangers = [name for name in (*_FOLDERS, "report.html") if (out / name).exists()]
+    if strangers:
+        raise UsageError(
+            "The folder for the results holds something else.",
+            where=out,
+            expected="a new folder, or the one of an earlier run",
+            found=", ".join(strangers),
+            action="Choose another folder: results replace what has their names.",
+        )
+
+
 def collect(outputs: Mapping[str, str], out: Path) -> Gathered:
     """Read and check every result, and copy what a reader wants from the store into `out`.
 
@@ -87,6 +120,7 @@ def collect(outputs: Mapping[str, str], out: Path) -> Gathered:
     Raises:
         InternalError: An output is missing: the run did not do all of its work.
         DataError: An output is not what its pointer says.
+        UsageError: `out` is somebody else's folder.
     """
     missing = [name for name in OUTPUTS if not outputs.get(name)]
     if missing:
@@ -99,7 +133,9 @@ def collect(outputs: Mapping[str, str], out: Path) -> Gathered:
     summary, summary_path = follow_pointer(EvaluationSummary, outputs["evaluation"])
     bundle, bundle_path = follow_pointer(ModelBundle, outputs["bundle"])
     runs = {name: follow_pointer(RunRecord, outputs[name]) for name in _RUNS}
+    require_own_folder(out)
     with disk_errors(out):
+        write_bytes(out / _OURS, b"")
         save_contract(manifest, out / "dataset.json")
         _replace_tree(bundle_path.parent, out / "bundle")
         for name, (_, path) in runs.items():

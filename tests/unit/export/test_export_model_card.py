@@ -101,7 +101,8 @@ def test_with_records_the_card_holds_their_figures(bare, ready) -> None:
     assert "| Seed | 4711 |" in text
     assert "| Steps | 321 |" in text
     assert "| Wall time | 62 s |" in text
-    assert "| dice | 0.8125 (0.75 to 0.875) | not recorded |" in text
+    assert "| dice | 0.8125 (0.75 to 0.875) | – |" in text
+    assert "| hd95_pooled_mm | – | not recorded |" in text
     assert "| ring | 0.5 |" in text
     assert "Against supervised: dice +0.0625 (from 0.01 to 0.1), p = 0.03; sign flips." in text
     assert "measured on 2 patient(s) only" in text
