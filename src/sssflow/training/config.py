@@ -111,6 +111,13 @@ class UniMatchV2Config(Config):
     unlabelled_loss: PseudoLossKind = Field(
         "ce_dice", description="ce: UniMatch V2. dice: UniMatch V1 for medical images."
     )
+    ramp_share: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="Share of the run over which the unlabelled weight rises; 0: UniMatch V2, "
+        "which starts from a pretrained encoder.",
+    )
     dropout_share: float = Field(
         0.5, ge=0, le=1, description="Share of pairs that get complementary channel dropout."
     )

@@ -17,16 +17,26 @@ IGNORED = 255
 _SMOOTH = 1e-5
 
 
-def dice_loss(probability_bkhw: Tensor, target_bkhw: Tensor, weight_bkhw: Tensor) -> Tensor:
+def dice_loss(
+    probability_bkhw: Tensor,
+    target_bkhw: Tensor,
+    weight_bkhw: Tensor,
+    *,
+    classes: Tensor | None = None,
+) -> Tensor:
     """Mean over k of 1 - (2 sum wpt + e) / (sum wpp + sum wtt + e), sums over the whole batch.
 
     The squared denominator and e = 1e-5 are SSL4MIS's; a class that is neither predicted nor
-    present has loss 0. `weight_bkhw` broadcasts.
+    present has loss 0. `weight_bkhw` broadcasts. `classes` (k booleans) are those that count; none
+    of them: 0 with a gradient.
     """
     axes = (0, 2, 3)
     overlap = (weight_bkhw * probability_bkhw * target_bkhw).sum(axes)
     mass = (weight_bkhw * (probability_bkhw.square() + target_bkhw.square())).sum(axes)
-    return (1.0 - (2.0 * overlap + _SMOOTH) / (mass + _SMOOTH)).mean()
+    loss_k = 1.0 - (2.0 * overlap + _SMOOTH) / (mass + _SMOOTH)
+    if classes is None:
+        return loss_k.mean()
+    return (loss_k * classes).sum() / classes.sum().clamp_min(1)
 
 
 def supervised_loss(logits_bkhw: Tensor, label_bhw: Tensor) -> Tensor:
@@ -62,7 +72,9 @@ def pseudo_label_loss(
     """Loss of a strong view against the pseudo label, where the teacher is confident.
 
     ce: summed over confident pixels, divided by the number of *valid* pixels (UniMatch V2): few
-    confident pixels mean a small term. dice: over confident pixels only (UniMatch V1, medical).
+    confident pixels mean a small term. dice: over confident pixels only (UniMatch V1, medical),
+    and over the classes that the teacher is confident of somewhere: early on that is often the
+    background alone, and the Dice of the others would push every foreground class to zero.
     ce_dice: mean of the two. Without a confident pixel every form is exactly 0 with a gradient.
     """
     logits = logits_bkhw.float()
@@ -73,7 +85,8 @@ def pseudo_label_loss(
         terms.append((per_pixel * weight).sum() / valid_bhw.sum().clamp_min(1))
     if kind in ("dice", "ce_dice"):
         one_hot = one_hot_bkhw(label_bhw.long(), logits.shape[1])
-        terms.append(dice_loss(logits.softmax(1), one_hot, weight[:, None]))
+        present = (one_hot * weight[:, None]).sum((0, 2, 3)) > 0
+        terms.append(dice_loss(logits.softmax(1), one_hot, weight[:, None], classes=present))
     return torch.stack(terms).mean()
 
 

@@ -59,9 +59,21 @@ def test_pseudo_label_dice_sees_confident_pixels_only():
         logits, label, confident, torch.ones_like(confident), kind="dice"
     )
     e = 1e-5
-    class_0 = 1 - (1.5 + e) / (0.5625 + 1 + e)
-    class_1 = 1 - e / (0.0625 + e)
-    assert float(value) == pytest.approx((class_0 + class_1) / 2, rel=1e-5)
+    # Class 1 is in no confident pixel: it does not count.
+    assert float(value) == pytest.approx(1 - (1.5 + e) / (0.5625 + 1 + e), rel=1e-5)
+
+
+def test_confident_background_does_not_push_doubtful_foreground_away():
+    logits = torch.zeros(1, 3, 1, 2, requires_grad=True)
+    confident = torch.tensor([[[True, False]]])
+    label = torch.tensor([[[0, 1]]])
+    losses.pseudo_label_loss(
+        logits, label, confident, torch.ones_like(confident), kind="ce_dice"
+    ).backward()
+    assert float(logits.grad[0, :, 0, 1].abs().max()) == 0.0
+    assert float(logits.grad[0, 0, 0, 0]) < 0 < float(logits.grad[0, 1, 0, 0])
+    # The push on the confident pixel is equal for both absent classes: none is singled out.
+    assert float(logits.grad[0, 1, 0, 0]) == pytest.approx(float(logits.grad[0, 2, 0, 0]))
 
 
 @pytest.mark.parametrize("kind", ["ce", "dice", "ce_dice"])

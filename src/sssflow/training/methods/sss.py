@@ -26,12 +26,12 @@ from sssflow.training.methods.streams import (
     unlabelled_of,
     weak_view,
 )
-from sssflow.training.ramps import mask_weight
+from sssflow.training.ramps import mask_weight, rising
 from sssflow.training.views import paste
 
 
 class Sss(Method):
-    """L = (L_x + w L_u) / 2 + v(t) L_sam, each unlabelled term the mean over two strong views."""
+    """L = (L_x + w(t) L_u) / 2 + v(t) L_sam; unlabelled terms are means over two strong views."""
 
     name = "sss"
 
@@ -65,6 +65,9 @@ class Sss(Method):
         logits = self.student.head(join_levels([plain, one, two]))
         logits_x, *logits_s = torch.split(logits, sizes)
 
+        weight = settings.unlabelled_weight * rising(
+            step, round(settings.ramp_share * self.config.steps)
+        )
         valid = torch.ones_like(pseudo.confident_bhw)
         consistency = [
             pseudo_label_loss(
@@ -74,7 +77,7 @@ class Sss(Method):
         ]
         terms = {
             "labelled": 0.5 * supervised_loss(logits_x, label),
-            "unlabelled": 0.5 * settings.unlabelled_weight * torch.stack(consistency).mean(),
+            "unlabelled": 0.5 * weight * torch.stack(consistency).mean(),
         }
         preview = {
             "image": views[0].image_bchw[:, 0],

@@ -23,10 +23,11 @@ from sssflow.training.methods.streams import (
     unlabelled_of,
     weak_view,
 )
+from sssflow.training.ramps import rising
 
 
 class UniMatchV2(Method):
-    """L = (L_x + w L_u) / 2, L_u the mean over the two strong views."""
+    """L = (L_x + w(t) L_u) / 2, L_u the mean over the two strong views, w rising."""
 
     name = "unimatch_v2"
 
@@ -55,6 +56,9 @@ class UniMatchV2(Method):
         logits = self.student.head(join_levels([plain, one, two]))
         logits_x, *logits_s = torch.split(logits, sizes)
 
+        weight = settings.unlabelled_weight * rising(
+            step, round(settings.ramp_share * self.config.steps)
+        )
         valid = torch.ones_like(pseudo.confident_bhw)
         consistency = [
             pseudo_label_loss(
@@ -65,7 +69,7 @@ class UniMatchV2(Method):
         return LossTerms(
             {
                 "labelled": 0.5 * supervised_loss(logits_x, label),
-                "unlabelled": 0.5 * settings.unlabelled_weight * torch.stack(consistency).mean(),
+                "unlabelled": 0.5 * weight * torch.stack(consistency).mean(),
             },
             facts={"confident_share": pseudo.confident_bhw.float().mean()},
             preview={
