@@ -85,7 +85,16 @@ def _read_mapping(path: Path) -> dict[str, Any]:
             where=path,
             found=type(loaded).__name__,
         )
-    return loaded
+    return {key: _unshared(value) for key, value in loaded.items()}
+
+
+def _unshared(value: Any) -> Any:
+    """A copy without common parts: an override of one place must not change its YAML aliases."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unshared(item) for item in value]
+    return value
 
 
 def _apply_override(data: dict[str, Any], text: str) -> None:

@@ -98,6 +98,14 @@ def test_a_file_that_is_no_mapping_is_refused(
     assert str(path) in message
 
 
+def test_an_override_of_an_aliased_section_leaves_the_other_one_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("train:\n  optimiser: &o {momentum: 0.5}\n  extra: *o\n")
+    found = load_config(Experiment, path, ["train.extra.momentum=0.1"]).train
+    assert found.optimiser.momentum == 0.5
+    assert found.extra == Optimiser(momentum=0.1)
+
+
 def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("")
