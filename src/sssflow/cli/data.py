@@ -55,6 +55,7 @@ def check(
         show_config(experiment)
         return
     source = need(source, "SOURCE", "the folder of scans")
+    require_scans(source, experiment.ingest.layout)
     plan = Plan("data check", "reads every file and lists all problems", None, {"source": source})
     if not plan.start(context, dry_run=dry_run):
         return
@@ -90,6 +91,7 @@ def pack(
         return
     source = need(source, "SOURCE", "the folder of scans")
     out = need(out, "OUT", "the folder for the dataset")
+    require_scans(source, experiment.ingest.layout)
     plan = Plan(
         "data pack",
         "verifies every file, gives each patient a role and packs images and masks",
@@ -137,6 +139,26 @@ def phantoms(
         summary = stage.run(drawn, out)
     facts = {"patients": len(summary.patients), "without masks": len(summary.unlabelled)}
     finish(out, facts, [quoted("sssflow", "data", "pack", out, "DATASET")])
+
+
+def require_scans(source: Path, layout: str) -> None:
+    """Say what is expected where there is nothing, before a long run begins.
+
+    Raises:
+        DataError: `source` is no folder, or an empty one; the expected layout is shown.
+    """
+    if source.is_dir() and any(source.iterdir()):
+        return
+    from sssflow.ingest.layouts import LAYOUTS
+
+    shown = [LAYOUTS[layout]] if layout in LAYOUTS else list(LAYOUTS.values())
+    raise DataError(
+        "There are no scans at this place.",
+        where=source,
+        expected="\n".join(["a folder like this:", *(f"[{s.name}]\n{s.tree}" for s in shown)]),
+        found="an empty folder" if source.is_dir() else "no folder",
+        action="Check the path; an unmounted disk looks like this too.",
+    )
 
 
 def _cases(watch: Watch) -> Callable[[int, int, str], None]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sssflow.cli.data import require_scans
 from sssflow.cli.progress import Watch, parse_count, working
 from sssflow.cli.session import (
     ConfigOption,
@@ -70,6 +71,8 @@ def run(
     out = need(out, "OUT", "the folder for the results")
     if source is None:
         experiment.require_phantoms()
+    else:
+        require_scans(source, experiment.ingest.layout)
     plan = Plan(
         "pipeline run",
         f"{_what(experiment)}, with KFP's local runner",

@@ -28,6 +28,7 @@ VERBS = (
     ("pipeline", "run"),
     ("demo",),
 )
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 SMALL_PHANTOMS = ("--set", "patients=2", "--set", "hearts.slices=[3,3]")
 
 
@@ -96,15 +97,12 @@ def test_printed_settings_are_read_back_equal(
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["data", "check", "SCANS"], "source"),
-        (["data", "pack", "SCANS", "OUT"], "source"),
         (["train", "MANIFEST", "OUT"], "dataset"),
         (["train", "HERE", "OUT", "--masks", "MASKS"], "masks 1"),
         (["prompts", "HERE", "MODEL", "OUT"], "model"),
         (["infer", "HERE", "PROMPTS", "OUT"], "prompts"),
         (["evaluate", "HERE", "OUT", "--model", "a=MODEL"], "a"),
         (["export", "HERE", "HERE", "OUT", "--run", "RUN"], "run"),
-        (["pipeline", "run", "OUT", "--source", "SCANS"], "scans"),
     ],
 )
 def test_an_input_that_is_not_there_is_exit_65_and_named(
@@ -120,6 +118,36 @@ def test_an_input_that_is_not_there_is_exit_65_and_named(
     assert f"data error: {what} does not exist." in capsys.readouterr().err
     assert run([*arguments, "--dry-run"]) == 65
     assert not Path("OUT").exists()
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data", "check", "SCANS"],
+        ["data", "pack", "SCANS", "OUT"],
+        ["pipeline", "run", "OUT", "--source", "SCANS"],
+    ],
+    ids=lambda a: " ".join(a[:2]),
+)
+def test_no_scans_at_that_place_shows_the_expected_layout(
+    arguments: list[str],
+    is_empty: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if is_empty:
+        Path("SCANS").mkdir()
+    assert run([*arguments, "--config", str(CONFIGS / "acdc-lite.yaml")]) == 65
+    text = capsys.readouterr().err
+    assert "train_slices.list" in text
+    assert "[bhsd]" not in text
+    assert ("an empty folder" in text) == is_empty
+    assert not Path("OUT").exists()
+    assert run(arguments) == 65
+    assert "[bhsd]" in capsys.readouterr().err
 
 
 def test_an_output_that_is_a_file_is_exit_64(tmp_path: Path) -> None:
