@@ -96,7 +96,8 @@ class AugmentationConfig(Config):
 class MeanTeacherConfig(Config):
     """Mean Teacher."""
 
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="min(1 - 1/(t+1), decay).")
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="Ratio min(t/(t+lag), decay).")
+    ema_lag: float = Field(10.0, gt=0, le=1000, description="Steps looked back are t / lag.")
     consistency_weight: float = Field(1.0, ge=0, description="Weight at the end of its ramp.")
     ramp_share: float = Field(0.4, ge=0, le=1, description="Length of the ramp, share of the run.")
     noise_std: float = Field(0.1, ge=0, le=1, description="Noise on the student's view.")
@@ -105,7 +106,10 @@ class MeanTeacherConfig(Config):
 class UniMatchV2Config(Config):
     """UniMatch V2; also the base of `sss`."""
 
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="min(1 - 1/(t+1), decay).")
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="Ratio min(t/(t+lag), decay).")
+    ema_lag: float = Field(
+        10.0, gt=0, le=1000, description="1: UniMatch V2's rule, for a pretrained encoder."
+    )
     confidence_threshold: float = Field(0.95, ge=0, le=1, description="Below it a pixel is unused.")
     unlabelled_weight: float = Field(1.0, ge=0, description="L = (L_x + weight L_u) / 2.")
     unlabelled_loss: PseudoLossKind = Field(

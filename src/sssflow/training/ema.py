@@ -20,12 +20,15 @@ def make_teacher(student: N) -> N:
     return teacher
 
 
-def ema_ratio(step: int, decay: float) -> float:
-    """min(1 - 1/(t + 1), decay): 0 at the first step, so the teacher starts as the student.
+def ema_ratio(step: int, decay: float, lag: float = 1.0) -> float:
+    """min(t / (t + lag), decay): 0 at the first step, so the teacher starts as the student.
 
-    Source: UniMatch V2 (decay 0.996); the same rule serves Mean Teacher (decay 0.99).
+    With lag 1 this is UniMatch V2's min(1 - 1/(t + 1), decay), which is the plain mean of all
+    weights so far until the decay takes over. From scratch that mean is no network at all for
+    hundreds of steps (its batch-norm statistics fit no weights); with lag 10 the teacher looks
+    back over about the last tenth of the steps.
     """
-    return min(1.0 - 1.0 / (step + 1), decay)
+    return min(step / (step + lag), decay)
 
 
 @torch.no_grad()

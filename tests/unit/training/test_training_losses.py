@@ -155,6 +155,13 @@ def test_ema_ratio_starts_at_zero_and_is_capped():
     assert ema_ratio(10_000, 0.996) == 0.996
 
 
+def test_with_a_lag_the_teacher_follows_sooner():
+    assert ema_ratio(0, 0.99, 10) == 0.0
+    assert ema_ratio(10, 0.99, 10) == 0.5
+    assert ema_ratio(90, 0.99, 10) == pytest.approx(0.9)
+    assert ema_ratio(10_000, 0.99, 10) == 0.99
+
+
 def test_the_teacher_averages_parameters_and_batch_norm_statistics():
     student = nn.BatchNorm1d(1)
     teacher = make_teacher(student)

@@ -50,6 +50,7 @@ class Method(ABC):
     needs_unlabelled: bool = True
     needs_masks: bool = False
     ema_decay: float = 0.0
+    ema_lag: float = 1.0
 
     def __init__(self, student: SegmentationNet, config: TrainConfig) -> None:
         self.config = config
@@ -84,7 +85,9 @@ class Method(ABC):
     def after_update(self, step: int) -> None:
         """Move the teacher after the optimiser's step `step`."""
         if self.teacher is not None:
-            update_teacher(self.teacher, self.student, ema_ratio(step, self.ema_decay))
+            update_teacher(
+                self.teacher, self.student, ema_ratio(step, self.ema_decay, self.ema_lag)
+            )
 
 
 def labelled_view(

@@ -23,6 +23,7 @@ class MeanTeacher(Method):
     def __init__(self, student: SegmentationNet, config: TrainConfig) -> None:
         super().__init__(student, config)
         self.ema_decay = config.mean_teacher.ema_decay
+        self.ema_lag = config.mean_teacher.ema_lag
         self.ema = make_teacher(student)
         self.modules["teacher"] = self.ema
 

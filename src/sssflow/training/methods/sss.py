@@ -38,6 +38,7 @@ class Sss(Method):
     def __init__(self, student: SegmentationNet, config: TrainConfig) -> None:
         super().__init__(student, config)
         self.ema_decay = config.unimatch_v2.ema_decay
+        self.ema_lag = config.unimatch_v2.ema_lag
         self.needs_masks = config.sss.mask_weight > 0
         self.ema = make_teacher(student)
         self.modules["teacher"] = self.ema

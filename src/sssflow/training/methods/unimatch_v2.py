@@ -34,6 +34,7 @@ class UniMatchV2(Method):
     def __init__(self, student: SegmentationNet, config: TrainConfig) -> None:
         super().__init__(student, config)
         self.ema_decay = config.unimatch_v2.ema_decay
+        self.ema_lag = config.unimatch_v2.ema_lag
         self.ema = make_teacher(student)
         self.modules["teacher"] = self.ema
 
