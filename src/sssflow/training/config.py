@@ -23,13 +23,13 @@ class OptimiserConfig(Config):
         "adamw", description="sgd: with Nesterov off, as SSL4MIS."
     )
     learning_rate: float = Field(
-        2e-3, gt=0, le=1, description="At the start of the schedule (SSL4MIS: sgd 0.01)."
+        5e-3, gt=0, le=1, description="After the warm-up (SSL4MIS: sgd 0.01)."
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only.")
     weight_decay: float = Field(1e-2, ge=0, le=1, description="SSL4MIS: sgd 1e-4.")
     schedule: ScheduleKind = Field("poly", description="Closed form of the step.")
     poly_power: float = Field(0.9, gt=0, le=10, description="poly only.")
-    warmup_steps: int = Field(0, ge=0, description="Linear rise at the start.")
+    warmup_steps: int = Field(20, ge=0, description="Linear rise at the start.")
     floor: float = Field(0.0, ge=0, le=1, description="Smallest factor of the learning rate.")
     clip_norm: float = Field(0.0, ge=0, description="Largest gradient norm; 0 switches it off.")
 
