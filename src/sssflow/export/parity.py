@@ -158,7 +158,7 @@ def _slices_of(
     case: LabelledCase | UnlabelledCase, folder: Path, preprocessing: Preprocessing, count: int
 ) -> Slices:
     volume_shw = read_packed(case.image, base=folder, shape=case.grid.shape_shw)
-    # Spread from the middle outwards: end slices are often empty.
+    # The middle of each of `count` equal parts: end slices are often empty.
     total = volume_shw.shape[0]
     chosen = sorted({int((i + 0.5) * total / count) for i in range(min(count, total))})
     image_shw = normalise(volume_shw, preprocessing.intensity)[chosen]
