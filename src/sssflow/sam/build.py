@@ -61,6 +61,8 @@ def _nano_numbers() -> dict[str, Any]:
     width, memory = 128, 64
     rope = {"embedding_dim": width, "feat_sizes": [8, 8], "dropout": 0.0}
     return {
+        # A tracked slice always has a hint, so that its mask is not ambiguous: one mask.
+        "multimask_min_pt_num": 1,
         "image_encoder": {
             "trunk": {
                 "embed_dim": 32,

@@ -73,9 +73,10 @@ class SamConfig(Config):
 
 
 class RefineConfig(Config):
-    """Second part of the pre-training: from the stored weights of the first down to rate zero."""
+    """A later part of the pre-training: from the stored weights of the one before."""
 
-    steps: int = Field(1600, ge=1, description="Optimiser steps.")
+    steps: int = Field(1600, ge=1, description="Steps that the learning rate is planned for.")
+    stop_after: int | None = Field(None, ge=1, description="Steps that are made; null: all.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak of AdamW's learning rate.")
     warmup_steps: int = Field(50, ge=0, description="Steps of linear rise.")
     input_sizes: tuple[int, ...] = Field(
@@ -85,6 +86,8 @@ class RefineConfig(Config):
     hard_share: float = Field(
         0.6, ge=0, le=1, description="See `PretrainConfig.hard_share`, for this part."
     )
+    grey_hints: bool = Field(False, description="See `PretrainConfig.grey_hints`.")
+    track_best_of_three: bool = Field(True, description="See `PretrainConfig.track_best_of_three`.")
 
 
 class PretrainConfig(Config):
@@ -94,7 +97,27 @@ class PretrainConfig(Config):
     stop_after: int | None = Field(
         1800, ge=1, description="Steps that are made; null: all that are planned."
     )
-    refine: RefineConfig | None = Field(RefineConfig(), description="Second part; null: none.")
+    refine: tuple[RefineConfig, ...] = Field(
+        (
+            RefineConfig(),
+            RefineConfig(
+                steps=1500,
+                learning_rate=8e-4,
+                clip_share=0.4,
+                grey_hints=True,
+                track_best_of_three=False,
+            ),
+        ),
+        description="Later parts, each with a fresh optimiser and its own random numbers.",
+    )
+    grey_hints: bool = Field(
+        False, description="Draw hints with the grey values of the slice, as inference does."
+    )
+    track_best_of_three: bool = Field(
+        True,
+        description="Remember the best of three masks on tracked slices, as the official sizes "
+        "do; false: the single mask, as nano does in use.",
+    )
     input_sizes: tuple[int, ...] = Field(
         (128, 128, 128, 192),
         min_length=1,
@@ -139,7 +162,7 @@ class PretrainConfig(Config):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
-        sizes = (*self.input_sizes, *(self.refine.input_sizes if self.refine else ()))
+        sizes = [*self.input_sizes, *(s for part in self.refine for s in part.input_sizes)]
         if any(size % 32 or size < 64 for size in sizes):
             raise ValueError("input_sizes must be multiples of 32, from 64")
         if not 2 <= self.clip_length[0] <= self.clip_length[1]:

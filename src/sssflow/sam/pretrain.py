@@ -50,25 +50,30 @@ def run(config: PretrainConfig, out: Path, *, dataset: Path | None = None) -> Pa
     source = ShapeSource() if dataset is None else labelled_source(dataset, config.dataset_share)
     path = out / "nano.safetensors"
     with _fixed_threads(config.threads):
-        _run_part(
-            config,
-            out / "first.safetensors" if config.refine else path,
-            source,
-            part=0,
-            whole=config,
-        )
-        if config.refine is not None:
-            own = config.refine.model_dump()
-            second = config.model_copy(
-                update={
-                    **own,
-                    "start_from": str(out / "first.safetensors"),
-                    "clip_from": 0.0,
-                    "stop_after": None,
-                }
-            )
-            _run_part(second, path, source, part=1, whole=config)
+        for part, settings in enumerate(parts_of(config, out)):
+            is_last = part == len(config.refine)
+            target = path if is_last else _part_path(out, part)
+            _run_part(settings, target, source, part=part, whole=config)
     return path
+
+
+def parts_of(config: PretrainConfig, out: Path) -> list[PretrainConfig]:
+    """The settings of each part; every later one starts from what the one before stored."""
+    later = [
+        config.model_copy(
+            update={
+                **refine.model_dump(),
+                "start_from": str(_part_path(out, part)),
+                "clip_from": 0.0,
+            }
+        )
+        for part, refine in enumerate(config.refine)
+    ]
+    return [config, *later]
+
+
+def _part_path(out: Path, part: int) -> Path:
+    return out / f"part{part + 1}.safetensors"
 
 
 def _run_part(
@@ -97,6 +102,7 @@ def _new_model(config: PretrainConfig) -> SAM2Base:
         _align_attention(model)
     if config.start_from is not None:
         load_weights(model, Path(config.start_from))
+    model.multimask_min_pt_num = 0 if config.track_best_of_three else 1
     return model.train()
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
+from sssflow.sam.build import MASK_STRIDE
 from sssflow.sam.config import PretrainConfig
 from sssflow.sam.heads import (
     FeatureMaps,
@@ -30,7 +31,7 @@ from sssflow.sam.losses import prompt_loss
 from sssflow.sam.pretrain_data import SceneSource
 from sssflow.sam.scenes import Scene
 from sssflow.sam.shape_prompts import KIND_SHARES, KINDS, correction, draw_prompts
-from sssflow.sam.shapes import Random
+from sssflow.sam.shapes import Floats, Random
 
 Masks = NDArray[np.bool_]
 Points = tuple[Tensor, Tensor]
@@ -49,11 +50,15 @@ def still_loss(
     features = image_features(model, images).take(owner)
     conditioned = without_memory(model, features)
     target = _half(masks[:, 0])
-    out, points = _prompted(model, conditioned, features, rng, masks[:, 0], KINDS, KIND_SHARES)
+    grey = _on_mask_grid(images)[owner.numpy()] if config.grey_hints else None
+    out, points = _prompted(
+        model, conditioned, features, rng, masks[:, 0], KINDS, KIND_SHARES, grey
+    )
     loss = prompt_loss(out, target, config)
     if points is not None and rng.uniform() < 0.25:
         loss = 0.5 * (
-            loss + _corrected_loss(model, conditioned, features, rng, masks, out, points, config)
+            loss
+            + _corrected_loss(model, conditioned, features, rng, masks, out, points, config, grey)
         )
     return loss
 
@@ -67,6 +72,7 @@ def clip_loss(
     masks, owner = _pick_objects(rng, scenes, config.clip_objects, config.hard_share)
     images = torch.from_numpy(np.concatenate([s.image_tyx for s in scenes]))[:, None]
     features = image_features(model, images)
+    grey = _on_mask_grid(images) if config.grey_hints else None
     prompted = _conditioning_slices(rng, masks)
     true_presence = rng.uniform() < 0.5
     conditioning: dict[int, dict[str, Any]] = {}
@@ -77,11 +83,14 @@ def clip_loss(
         here = features.take(owner * length + t)
         if t in prompted:
             alone = without_memory(model, here)
-            out, points = _prompted(model, alone, here, rng, masks[:, t], _CLIP_KINDS, _CLIP_SHARES)
+            seen = None if grey is None else grey[(owner * length + t).numpy()]
+            out, points = _prompted(
+                model, alone, here, rng, masks[:, t], _CLIP_KINDS, _CLIP_SHARES, seen
+            )
             count = 0 if points is None else points[1].shape[1]
         else:
             recalled = recall(model, here, t, length, conditioning=conditioning, tracked=tracked)
-            hint = torch.from_numpy(carried_hint(found[t - 1].numpy()))
+            hint = _carried(found[t - 1], grey, owner * length + t)
             out, count = decode(model, recalled, here, no_points(len(owner)), hint), 0
         target = _half(masks[:, t])
         losses.append(prompt_loss(out, target, config))
@@ -134,13 +143,15 @@ def _prompted(
     masks_nyx: Masks,
     kinds: tuple[str, ...],
     shares: tuple[float, ...],
+    grey_nyx: Floats | None,
 ) -> tuple[HeadOutput, Points | None]:
     drawn = draw_prompts(rng, masks_nyx, kinds[int(rng.choice(len(kinds), p=shares))])
     points: Points | None = None
     if drawn.points_np2 is not None and drawn.labels_np is not None:
         points = torch.from_numpy(drawn.points_np2), torch.from_numpy(drawn.labels_np)
     rough = None if drawn.mask_n1yx is None else drawn.mask_n1yx[:, 0]
-    hints = draw_hints(drawn.points_np2, drawn.labels_np, rough, masks_nyx.shape[-1])
+    size = masks_nyx.shape[-1]
+    hints = draw_hints(drawn.points_np2, drawn.labels_np, rough, size, grey_nyx)
     return decode(model, conditioned, features, points, torch.from_numpy(hints)[:, None]), points
 
 
@@ -153,6 +164,7 @@ def _corrected_loss(
     out: HeadOutput,
     points: Points,
     config: PretrainConfig,
+    grey_nyx: Floats | None,
 ) -> Tensor:
     """Loss after one more click on the largest error, with the first answer as mask prompt."""
     first = choose(model, out, point_count=points[1].shape[1]).logits_n1yx.detach()
@@ -163,9 +175,25 @@ def _corrected_loss(
         torch.cat([points[0], torch.from_numpy(click)], dim=1),
         torch.cat([points[1], torch.from_numpy(label).to(points[1].dtype)], dim=1),
     )
-    hints = draw_hints(more[0].numpy(), more[1].numpy(), first[:, 0].numpy(), size)
+    hints = draw_hints(more[0].numpy(), more[1].numpy(), first[:, 0].numpy(), size, grey_nyx)
     again = decode(model, conditioned, features, more, torch.from_numpy(hints)[:, None])
     return prompt_loss(again, _half(masks_ntyx[:, 0]), config)
+
+
+def _on_mask_grid(images_b1yx: Tensor) -> Floats:
+    """(b, y / 4, x / 4) grey values, averaged as `Window.crop` does."""
+    side = images_b1yx.shape[-1] // MASK_STRIDE
+    small = torch.nn.functional.interpolate(
+        images_b1yx, size=(side, side), mode="bilinear", antialias=True
+    )
+    return small[:, 0].numpy()
+
+
+def _carried(logits_n1yx: Tensor, grey_byx: Floats | None, now_n: Tensor) -> Tensor:
+    if grey_byx is None:
+        return torch.from_numpy(carried_hint(logits_n1yx.numpy()))
+    now = now_n.numpy()
+    return torch.from_numpy(carried_hint(logits_n1yx.numpy(), grey_byx[now - 1], grey_byx[now]))
 
 
 def _half(masks_nyx: Masks) -> Tensor:

@@ -29,14 +29,19 @@ def group_by_points(prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 def sparse_and_dense(
-    group: Sequence[Prompt], window: Window, input_size: int, *, hints: bool
+    group: Sequence[Prompt],
+    window: Window,
+    input_size: int,
+    *,
+    hints: bool,
+    grey_yx: Floats | None = None,
 ) -> tuple[tuple[Floats, NDArray[np.int32]] | None, Floats | None]:
     """Points with labels, and mask input, of prompts that share a decoder pass.
 
     Returns:
         Points (n, p, 2) in input coordinates (box corners first) with labels (n, p): 1 inside,
         0 outside, 2 and 3 box corners; None without points. Mask input (n, y, x); None without
-        masks, unless `hints` draws one.
+        masks, unless `hints` draws one; `grey_yx`, the slice on the mask grid, makes it better.
     """
     points, labels = None, None
     if group[0].point_count:
@@ -45,7 +50,8 @@ def sparse_and_dense(
     rough = [p.mask_logits_yx for p in group if p.mask_logits_yx is not None]
     dense = np.stack(rough).astype(np.float32) if rough else None
     if hints:
-        dense = draw_hints(points, labels, dense, input_size)
+        grey = None if grey_yx is None else np.broadcast_to(grey_yx, (len(group), *grey_yx.shape))
+        dense = draw_hints(points, labels, dense, input_size, grey)
     return (None if points is None or labels is None else (points, labels)), dense
 
 

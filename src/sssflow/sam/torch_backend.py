@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sssflow.contracts.base import Sha256
 from sssflow.errors import InternalError, UnavailableError, UsageError
-from sssflow.sam.build import build_sam2
+from sssflow.sam.build import MASK_STRIDE, build_sam2
 from sssflow.sam.config import SamConfig
 from sssflow.sam.geometry import Window
 from sssflow.sam.heads import (
@@ -43,10 +43,17 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TorchFeatures:
-    """Feature maps of slices on the model's device."""
+    """Feature maps of slices on the model's device, and the slices on the mask grid.
+
+    Attributes:
+        maps: Features.
+        window: What was encoded.
+        grey_byx: The window of each slice at a quarter of the input size, for hints.
+    """
 
     maps: FeatureMaps
     window: Window
+    grey_byx: Floats
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -102,7 +109,8 @@ class TorchPromptable:
         ]
         names = ("fine_bcyx", "middle_bcyx", "coarse_bcyx", "position_bcyx")
         maps = FeatureMaps(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
-        return TorchFeatures(maps, window)
+        grey = window.crop(slices, self.input_size // MASK_STRIDE)[:, 0].numpy()
+        return TorchFeatures(maps, window, grey)
 
     @torch.inference_mode()
     def segment(
@@ -152,8 +160,13 @@ class TorchPromptable:
         )
         hint = None
         if self._hints:
-            before = memory.logits[slice_index + (1 if reverse else -1)]
-            hint = torch.from_numpy(carried_hint(before.cpu().numpy())).to(self._device)
+            last = slice_index + (1 if reverse else -1)
+            drawn = carried_hint(
+                memory.logits[last].cpu().numpy(),
+                own.grey_byx[last : last + 1],
+                own.grey_byx[slice_index : slice_index + 1],
+            )
+            hint = self._tensor(drawn)
         out = decode(self._model, conditioned, here, no_points(1, self._device), hint)
         choice = choose(self._model, out, point_count=0)
         entry = remember(self._model, here, choice, out.score_n1, from_points=False)
@@ -175,7 +188,13 @@ class TorchPromptable:
         """One decoder pass for prompts of equal point count on one slice."""
         rows = torch.full((len(group),), slice_index, device=self._device)
         here = features.maps.take(rows)
-        points, dense = sparse_and_dense(group, features.window, self.input_size, hints=self._hints)
+        points, dense = sparse_and_dense(
+            group,
+            features.window,
+            self.input_size,
+            hints=self._hints,
+            grey_yx=features.grey_byx[slice_index],
+        )
         conditioned = without_memory(self._model, here)
         out = decode(
             self._model,

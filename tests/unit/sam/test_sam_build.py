@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from sssflow.errors import DataError, UsageError
 from sssflow.sam.build import build_sam2, parameter_count, set_input_size
 from sssflow.sam.heads import decode, image_features, without_memory
@@ -46,7 +47,7 @@ def test_versions_2_0_and_2_1_differ_in_their_memory_weights():
 
 def test_nano_is_small_and_exists_as_2_1_only():
     assert parameter_count(build_sam2("nano", input_size=64)) < 4_300_000
-    with pytest.raises(UsageError, match="2.1 only"):
+    with pytest.raises(UsageError, match=r"2\.1 only"):
         build_sam2("nano", version="2.0")
 
 

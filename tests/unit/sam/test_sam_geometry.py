@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from sssflow.contracts.prompts import SlicePrompt
 from sssflow.sam.geometry import OUTSIDE_LOGIT, Window, full_window, prompts_window
 from sssflow.sam.hints import draw_hints
