@@ -8,7 +8,7 @@ import torch
 
 from sssflow.contracts.prompts import SlicePrompt
 from sssflow.sam.geometry import OUTSIDE_LOGIT, Window, full_window, prompts_window
-from sssflow.sam.hints import draw_hints
+from sssflow.sam.hints import carried_hint, draw_hints
 from sssflow.sam.prompt_arrays import group_by_points, sparse_and_dense
 from sssflow.sam.promptable import Prompt
 
@@ -142,3 +142,28 @@ def test_a_hint_fills_the_box_and_marks_the_point():
     point = np.concatenate([corners, [[[9.5, 13.5]]]], axis=1).astype(np.float32)
     marked = draw_hints(point, np.array([[2, 3, 1]]), None, 32)[0]
     assert np.unravel_index(marked.argmax(), marked.shape) == (3, 2)
+
+
+def test_a_hint_with_grey_values_keeps_what_looks_like_the_point():
+    # Box over cells 2 to 5 of 8; left half bright, right half dark; the point is on the left.
+    grey = np.zeros((1, 8, 8), np.float32)
+    grey[:, :, :4] = 0.9
+    points = np.array([[[7.5, 7.5], [23.5, 23.5], [9.5, 13.5]]], np.float32)
+    hint = draw_hints(points, np.array([[2, 3, 1]]), None, 32, grey)[0]
+    inside = np.zeros((8, 8), bool)
+    inside[2:6, 2:6] = True
+    assert (hint[2:6, 2:4] >= 4).all()
+    assert (hint[5, 4:6] < -3.5).all()
+    assert (hint[~inside] <= 0).all()
+
+
+def test_a_carried_hint_follows_the_grey_values_of_the_object():
+    before, now = np.zeros((2, 1, 8, 8), np.float32)
+    before[0, 2:6, 2:6] = 0.8
+    now[0, 2:6, 2:4] = 0.8  # the object has become narrower
+    logits = np.where(before[0] > 0, 5.0, -5.0).astype(np.float32)[None, None]
+    hint = carried_hint(logits, before, now)[0, 0]
+    assert (hint[3:5, 2:4] > 0).all()
+    assert (hint[3:5, 4:6] < hint[3:5, 2:4] - 4).all()
+    assert (hint[0] < 0).all()
+    assert carried_hint(np.full((1, 1, 2, 2), 99.0, np.float32)).max() == 16
