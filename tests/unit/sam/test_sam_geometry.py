@@ -164,6 +164,6 @@ def test_a_carried_hint_follows_the_grey_values_of_the_object():
     logits = np.where(before[0] > 0, 5.0, -5.0).astype(np.float32)[None, None]
     hint = carried_hint(logits, before, now)[0, 0]
     assert (hint[3:5, 2:4] > 0).all()
-    assert (hint[3:5, 4:6] < hint[3:5, 2:4] - 4).all()
+    assert hint[3:5, 4:6].mean() < hint[3:5, 2:4].mean() - 5
     assert (hint[0] < 0).all()
     assert carried_hint(np.full((1, 1, 2, 2), 99.0, np.float32)).max() == 16
