@@ -17,10 +17,11 @@ import sssflow
 from sssflow.contracts.base import ObjectRef, Sha256
 from sssflow.contracts.dataset import DatasetManifest
 from sssflow.contracts.masks import CaseMasks, MaskSet, require_same_dataset
+from sssflow.contracts.model import TrainedModel
 from sssflow.contracts.run import RunRecord
 from sssflow.errors import DataError, UnavailableError, UsageError
 from sssflow.networks.registry import build_network
-from sssflow.networks.trained import MODEL_FILE, Provenance, save_model
+from sssflow.networks.trained import MODEL_FILE, LoadedModel, Provenance, load_model, save_model
 from sssflow.storage.atomic import disk_errors, sweep_leftovers
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference
@@ -62,6 +63,7 @@ def run(
     out: Path,
     *,
     masks: Sequence[Path] = (),
+    start: Path | None = None,
     resume: bool = True,
     progress: ProgressCallback | None = None,
 ) -> RunRecord:
@@ -74,6 +76,8 @@ def run(
         dataset: The `manifest.json` of a packed dataset.
         out: Folder of this run alone.
         masks: The `masks.json` of every shard of the infer stage (method `sss`).
+        start: The `model.json` whose weights the student (and so its teacher) starts from;
+            None: fresh weights. It must be the same network for the same classes.
         resume: False throws away what an earlier run left in `out`.
         progress: Called after every step.
 
@@ -88,26 +92,30 @@ def run(
     require_same_dataset(
         [found.dataset_digest for found, _ in mask_sets], manifest.digest, what="masks"
     )
-    inputs = _inputs(manifest, mask_sets)
+    started = None if start is None else load_model(start)
+    inputs = _inputs(manifest, mask_sets, started)
     with _only_run_in(out):
         if not resume:
             _clear(out)
         if (out / RUN_FILE).exists():
             return _finished(out / RUN_FILE, config, inputs)
         with _threads(config.threads):
-            return _train(config, manifest, dataset.parent, out, mask_sets, inputs, progress)
+            prepared = prepare(
+                config,
+                manifest,
+                dataset.parent,
+                out / "checkpoints",
+                mask_sets,
+                inputs,
+                start=started,
+            )
+            return _train(prepared, manifest, out, progress)
 
 
 def _train(
-    config: TrainConfig,
-    manifest: DatasetManifest,
-    base: Path,
-    out: Path,
-    mask_sets: Sequence[tuple[MaskSet, Path]],
-    inputs: dict[str, Sha256],
-    progress: ProgressCallback | None,
+    prepared: Run, manifest: DatasetManifest, out: Path, progress: ProgressCallback | None
 ) -> RunRecord:
-    prepared = prepare(config, manifest, base, out / "checkpoints", mask_sets, inputs)
+    inputs = prepared.manifest.inputs
     sweep_checkpoints(prepared.checkpoints)
     sweep_leftovers(out)
     standing = Standing()
@@ -115,7 +123,7 @@ def _train(
     if found is not None:
         require_same_run(found[0], config=prepared.manifest.config, inputs=inputs, where=out)
         standing = restore(prepared, *found)
-        _LOG.info("resuming after step %d of %d", standing.step, config.steps)
+        _LOG.info("resuming after step %d of %d", standing.step, prepared.config.steps)
     tracker = Tracker(out / "tensorboard", from_step=standing.step)
     try:
         train(prepared, standing, tracker, progress)
@@ -131,11 +139,16 @@ def prepare(
     checkpoints: Path,
     mask_sets: Sequence[tuple[MaskSet, Path]] = (),
     inputs: Mapping[str, Sha256] | None = None,
+    *,
+    start: LoadedModel | None = None,
 ) -> Run:
     """Everything the loop needs, on its device; writes nothing."""
     device = choose_device(config.device)
     method_type = METHODS[config.method]
     student = build_network(config.network, manifest.class_count, seed=config.seed)
+    if start is not None:
+        _require_same_student(start.description, config, manifest)
+        student.load_state_dict(start.net.state_dict())
     method = build_method(student, config)
     if method.needs_masks and not mask_sets:
         raise UsageError(
@@ -245,10 +258,29 @@ def _finished(path: Path, config: TrainConfig, inputs: dict[str, Sha256]) -> Run
     return record
 
 
+def _require_same_student(
+    start: TrainedModel, config: TrainConfig, manifest: DatasetManifest
+) -> None:
+    wanted = (config.network.model_dump(mode="json"), config.preprocessing, manifest.class_names)
+    found = (start.network, start.preprocessing, start.class_names)
+    if found != wanted:
+        raise UsageError(
+            "The training cannot start from this model.",
+            where="start",
+            expected=f"network, preprocessing and classes {wanted}",
+            found=found,
+            action="Give the training the settings of the model, or start without one.",
+        )
+
+
 def _inputs(
-    manifest: DatasetManifest, mask_sets: Sequence[tuple[MaskSet, Path]]
+    manifest: DatasetManifest,
+    mask_sets: Sequence[tuple[MaskSet, Path]],
+    start: LoadedModel | None,
 ) -> dict[str, Sha256]:
     named = {f"masks_{i}": found.digest for i, (found, _) in enumerate(mask_sets)}
+    if start is not None:
+        named["start"] = start.digest
     return {"dataset": manifest.digest, **named}
 
 

@@ -38,10 +38,9 @@ class MeanTeacher(Method):
         noisy = weak.image_bchw + (settings.noise_std * noise).clamp(
             -2 * settings.noise_std, 2 * settings.noise_std
         )
-        # One forward for both streams: batch norm sees what it will be tested on and its noisy
-        # copy together, as in SSL4MIS.
-        logits = self.student(torch.cat([image, noisy]))
-        logits_x, logits_u = logits.split([len(image), len(noisy)])
+        # Two forward passes, so that noisy slices do not set the labelled ones' batch norm.
+        logits_u = self.student(noisy)
+        logits_x = self.student(image)
         weight = settings.consistency_weight * rising(
             step, round(settings.ramp_share * self.config.steps)
         )

@@ -6,6 +6,8 @@ for the falling weight of the generalist's masks, which were made before this ru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor
 
@@ -59,12 +61,12 @@ class Sss(Method):
         pseudo = pseudo_label(teacher_logits, settings.confidence_threshold)
         views = [make_strong(weak, pseudo, augmentation, generator) for _ in range(2)]
 
-        sizes = [len(image), len(weak.image_bchw), len(weak.image_bchw)]
-        features = self.student.features(torch.cat([image, *(v.image_bchw for v in views)]))
-        plain, one, two = split_levels(features, sizes)
+        features = self.student.features(torch.cat([v.image_bchw for v in views]))
+        sizes = [len(weak.image_bchw)] * 2
+        one, two = split_levels(features, sizes)
         one, two = self._perturb(weak_features, [one, two], views, generator)
-        logits = self.student.head(join_levels([plain, one, two]))
-        logits_x, *logits_s = torch.split(logits, sizes)
+        logits_s = torch.split(self.student.head(join_levels([one, two])), sizes)
+        logits_x = self.student(image)
 
         weight = settings.unlabelled_weight * rising(
             step, round(settings.ramp_share * self.config.steps)
@@ -111,7 +113,7 @@ class Sss(Method):
         return one, two
 
     def _mask_term(
-        self, logits_s: list[Tensor], views: list[StrongView], step: int
+        self, logits_s: Sequence[Tensor], views: list[StrongView], step: int
     ) -> Tensor | None:
         settings = self.config.sss
         if settings.mask_weight == 0:

@@ -48,14 +48,15 @@ class UniMatchV2(Method):
         pseudo = pseudo_label(teacher_logits, settings.confidence_threshold)
         views = [make_strong(weak, pseudo, augmentation, generator) for _ in range(2)]
 
-        # One forward for labelled and strong views: batch-norm statistics are shared, which costs
-        # nothing in accuracy here and saves a pass.
-        sizes = [len(image), len(weak.image_bchw), len(weak.image_bchw)]
-        features = self.student.features(torch.cat([image, *(v.image_bchw for v in views)]))
-        plain, one, two = split_levels(features, sizes)
+        # Two forward passes, as in the source: in one, the strong views (two thirds of the batch)
+        # would set the batch-norm statistics of the labelled slices, which then learn far slower.
+        # Labelled last: the running statistics lean towards plain slices.
+        features = self.student.features(torch.cat([v.image_bchw for v in views]))
+        sizes = [len(weak.image_bchw)] * 2
+        one, two = split_levels(features, sizes)
         one, two = complementary_dropout(one, two, settings.dropout_share, generator)
-        logits = self.student.head(join_levels([plain, one, two]))
-        logits_x, *logits_s = torch.split(logits, sizes)
+        logits_s = torch.split(self.student.head(join_levels([one, two])), sizes)
+        logits_x = self.student(image)
 
         weight = settings.unlabelled_weight * rising(
             step, round(settings.ramp_share * self.config.steps)
