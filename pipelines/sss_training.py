@@ -53,9 +53,9 @@ def sss_training(
     common = {"config_json": config_json, "store_uri": store_uri}
     dataset = ingest(source=source, source_digest=source_digest, **common).outputs["Output"]
 
-    warmup = train(section="warmup", dataset=dataset, masks=[], **common)
+    warmup = train(section="warmup", dataset=dataset, masks=[], start="", **common)
     warmup.set_display_name("train-warmup")
-    baseline = train(section="baseline", dataset=dataset, masks=[], **common)
+    baseline = train(section="baseline", dataset=dataset, masks=[], start="", **common)
     # After the warm-up: with equal settings its result is found in the store and used.
     baseline.set_display_name("train-baseline").after(warmup)
 
@@ -67,7 +67,11 @@ def sss_training(
 
     # One Collected for each consumer: kfp 2.17 changes the object while it compiles.
     headline = train(
-        section="train", dataset=dataset, masks=dsl.Collected(masks.outputs["Output"]), **common
+        section="train",
+        dataset=dataset,
+        masks=dsl.Collected(masks.outputs["Output"]),
+        start=warmup.outputs["Output"],
+        **common,
     )
     headline.set_display_name("train-headline")
     evaluation = evaluate(

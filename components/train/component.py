@@ -11,6 +11,7 @@ def train(
     section: str,
     dataset: str,
     masks: list[str],
+    start: str,
     store_uri: str,
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
@@ -22,6 +23,7 @@ def train(
         section: Which of its training sections is used: warmup, baseline or train.
         dataset: Pointer to the DatasetManifest.
         masks: Pointers to MaskSets; those of unlabelled cases are used. May be empty.
+        start: Pointer to the RunRecord whose model the student starts from; empty: fresh weights.
         store_uri: Root of the store that results go to.
         model: Pointer to the RunRecord, for the lineage view.
         metrics: Metrics of the kept step.
@@ -40,16 +42,24 @@ def train(
         config = parse_experiment(config_json).training(section)
         manifest, manifest_path = task.read(DatasetManifest, dataset)
         mask_sets = masks_for_training(task.read_all(MaskSet, masks), manifest)
+        started = task.read(RunRecord, start) if start else None
         out = task.folder(
             {
                 "config": config.digest(),
                 "dataset": manifest.digest,
+                "start": started[0].model.sha256 if started else "",
                 **{f"masks {i}": found.digest for i, (found, _) in enumerate(mask_sets)},
             }
         )
         if not task.has(RunRecord, out / "run.json"):
             from sssflow.training import stage
 
-            stage.run(config, manifest_path, out, masks=[path for _, path in mask_sets])
+            stage.run(
+                config,
+                manifest_path,
+                out,
+                masks=[path for _, path in mask_sets],
+                start=started[1].parent / started[0].model.uri if started else None,
+            )
         log_metrics(metrics, RunRecord.from_json((out / "run.json").read_bytes()).metrics)
         return task.publish(RunRecord, out / "run.json", model)

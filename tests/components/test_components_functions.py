@@ -120,6 +120,7 @@ def test_training_of_a_section_that_does_not_exist_exits_with_64(tmp_path, datas
             section="evaluate",
             dataset=dataset,
             masks=[],
+            start="",
             store_uri=str(tmp_path / "store"),
             model=StubArtifact(tmp_path / "model"),
             metrics=StubArtifact(tmp_path / "metrics"),

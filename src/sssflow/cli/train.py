@@ -44,6 +44,10 @@ def train(
         list[Path] | None,
         typer.Option("--masks", help="masks.json of SAM-2 (method sss); may be repeated."),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="model.json whose weights the student starts from (the warm-up's)."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option(help="Go on from the newest good checkpoint in OUT.")
     ] = True,
@@ -67,7 +71,8 @@ def train(
         f"trains {settings_of_run.method} for {settings_of_run.steps} steps, "
         f"seed {settings_of_run.seed}",
         out,
-        {"dataset": dataset, **{f"masks {i + 1}": path for i, path in enumerate(masks)}},
+        {"dataset": dataset, **{f"masks {i + 1}": path for i, path in enumerate(masks)}}
+        | ({"start": start} if start else {}),
         (f"watch: {quoted('tensorboard', '--logdir', out / 'tensorboard')}",),
     )
     if not plan.start(context, dry_run=dry_run):
@@ -80,6 +85,7 @@ def train(
             dataset,
             out,
             masks=masks,
+            start=start,
             resume=resume,
             progress=lambda now: watch.show(_standing(now), (now.step, now.steps)),
         )
