@@ -16,10 +16,19 @@ SamVersion = Literal["2.0", "2.1"]
 class PropagationConfig(Config):
     """How masks travel from the prompted slices through the volume."""
 
-    mode: Literal["memory", "prompted_only"] = Field(
-        "memory",
+    mode: Literal["auto", "memory", "chain", "prompted_only"] = Field(
+        "auto",
         description="memory: SAM-2's memory carries masks to all slices within reach, in both "
-        "directions; prompted_only: every prompted slice alone, nothing elsewhere.",
+        "directions; chain: box and deepest point of one mask prompt the next slice; "
+        "prompted_only: every prompted slice alone; auto: chain for nano (measured in "
+        "benchmarks/results/nano_sam2.md), memory for the official sizes.",
+    )
+    min_area_share: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="chain, beyond the prompted slices: a mask smaller than this share of the one "
+        "before counts as absent.",
     )
     max_distance: int | None = Field(
         None,

@@ -3,7 +3,8 @@
 Prompted slices are segmented alone and become conditioning slices; SAM-2's memory carries each
 object on from them, upwards from the first and downwards from the last, so that slices between two
 prompted ones are reached from both sides (their logits are averaged). A volume turned upside down
-gives the masks turned upside down. A backend without memory hands the last mask on as mask prompt.
+gives the masks turned upside down. In a chain, or with a backend without memory, the mask of one
+slice prompts the next instead: its box and its deepest point.
 
 Letters: k classes without background, s slices, h rows, w columns.
 """
@@ -11,12 +12,13 @@ Letters: k classes without background, s slices, h rows, w columns.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from sssflow.contracts.masks import ObjectScores
 from sssflow.contracts.prompts import CasePrompts, ObjectPrompts, SlicePrompt
@@ -25,6 +27,8 @@ from sssflow.sam.geometry import OUTSIDE_LOGIT, Window, full_window, prompts_win
 from sssflow.sam.promptable import Features, Prompt, Promptable, PromptableVideo, SliceMask
 
 Floats = NDArray[np.float32]
+
+_CERTAIN = 10.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def segment_volume(
     present = np.zeros((class_count - 1, s), np.bool_)
     scores = []
     for item in prompts.objects:
-        found = follow(model, features, item, reach, config)
+        found = follow(model, features, item, reach, config, (h, w))
         plane = item.class_index - 1
         for index, answers in found.items():
             score = float(np.mean([a.object_score for a in answers]))
@@ -103,6 +107,7 @@ def follow(
     item: ObjectPrompts,
     reach: range,
     config: SamConfig,
+    shape_hw: tuple[int, int],
 ) -> dict[int, list[SliceMask]]:
     """Answers for one object by slice of the volume; prompted slices have one, others up to two.
 
@@ -113,22 +118,73 @@ def follow(
     own = _reach([item], reach.stop, config.propagation)
     limits = range(max(own.start - reach.start, 0), own.stop - reach.start)
     found = _Found({})
-    if isinstance(model, PromptableVideo):
-        memory, masks = model.begin(features, prompts)
+    carrier = _carrier(model, config, shape_hw)
+    memory: Any = None
+    if isinstance(carrier, PromptableVideo):
+        memory, masks = carrier.begin(features, prompts)
     else:
-        memory, masks = None, {i: model.segment(features, i, [p])[0] for i, p in prompts.items()}
+        masks = {i: model.segment(features, i, [p])[0] for i, p in prompts.items()}
     for index, mask in masks.items():
         found.add(index, mask)
-    if config.propagation.mode == "memory":
+    if config.propagation.mode != "prompted_only":
         upwards = range(min(prompts) + 1, limits.stop)
         downwards = range(max(prompts) - 1, limits.start - 1, -1)
         for path, reverse in ((upwards, False), (downwards, True)):
-            _walk(model, features, memory, masks, path, reverse, config.propagation, found)
+            _walk(carrier, features, memory, masks, path, reverse, config.propagation, found)
     return {index + reach.start: answers for index, answers in sorted(found.answers.items())}
 
 
+@dataclass(frozen=True)
+class _Chain:
+    """Carries an object by prompting each slice with the mask of the slice before."""
+
+    model: Promptable
+    shape_hw: tuple[int, int]
+    min_area_share: float
+
+    def follow_on(
+        self, features: Features, last: SliceMask, index: int, *, beyond: bool
+    ) -> SliceMask:
+        """The mask of slice `index`; absent (score below 0) if nothing to go on is left."""
+        whole = _paste(features.window, last.logits_yx, self.shape_hw)
+        prompt = _prompt_from(whole > 0)
+        if prompt is None:
+            return replace(last, object_score=-_CERTAIN, predicted_iou=0.0)
+        (mask,) = self.model.segment(features, index, [prompt])
+        before = np.count_nonzero(last.logits_yx > 0)
+        if beyond and np.count_nonzero(mask.logits_yx > 0) < self.min_area_share * before:
+            return replace(mask, object_score=min(mask.object_score, -_CERTAIN))
+        return mask
+
+
+def _carrier(
+    model: Promptable, config: SamConfig, shape_hw: tuple[int, int]
+) -> PromptableVideo | _Chain:
+    mode = config.propagation.mode
+    chained = mode == "chain" or (mode == "auto" and config.size == "nano")
+    if isinstance(model, PromptableVideo) and not chained:
+        return model
+    return _Chain(model, shape_hw, config.propagation.min_area_share)
+
+
+def _prompt_from(mask_hw: NDArray[np.bool_]) -> Prompt | None:
+    """Box and deepest point of the largest piece of a mask; None for an empty mask."""
+    pieces, count = ndimage.label(mask_hw)
+    if count == 0:
+        return None
+    largest = pieces == int(np.bincount(pieces.ravel())[1:].argmax()) + 1
+    ys, xs = np.nonzero(largest)
+    depth = ndimage.distance_transform_edt(np.pad(largest, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    return Prompt(
+        box_xyxy_px=(float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())),
+        points_xy_px=((float(x), float(y)),),
+        point_labels=(1,),
+    )
+
+
 def _walk(
-    model: Promptable,
+    carrier: PromptableVideo | _Chain,
     features: Features,
     memory: Any,
     prompted: Mapping[int, SliceMask],
@@ -144,13 +200,13 @@ def _walk(
         if index in prompted:
             last, absent = prompted[index], 0
             continue
-        if isinstance(model, PromptableVideo):
-            memory, last = model.track(features, memory, index, reverse=reverse)
+        beyond = index < end if reverse else index > end
+        if isinstance(carrier, _Chain):
+            last = carrier.follow_on(features, last, index, beyond=beyond)
         else:
-            last = model.segment(features, index, [Prompt(mask_logits_yx=last.logits_yx)])[0]
+            memory, last = carrier.track(features, memory, index, reverse=reverse)
         found.add(index, last)
         absent = 0 if last.object_score > config.presence_logit else absent + 1
-        beyond = index < end if reverse else index > end
         if beyond and absent >= config.patience:
             return
 
