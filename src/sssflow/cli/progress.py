@@ -137,7 +137,9 @@ def working(name: str, *, terminal: Console | None = None) -> Iterator[Watch]:
     terminal = terminal or error_console()
     logger = logging.getLogger("sssflow")
     level, propagate = logger.level, logger.propagate
-    with _bar(name, terminal) if terminal.is_terminal else _lines(name, terminal) as watch:
+    # A dumb terminal cannot redraw a line, so a bar would never be seen there.
+    can_redraw = terminal.is_terminal and not terminal.is_dumb_terminal
+    with _bar(name, terminal) if can_redraw else _lines(name, terminal) as watch:
         logger.addHandler(watch)
         logger.setLevel(logging.INFO)
         logger.propagate = False

@@ -62,10 +62,20 @@ def test_a_warning_is_told_at_once() -> None:
     assert lines[1:] == ["pack: 0 min 00 s | warning: two scans are equal"]
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_log_messages_are_shown_while_the_block_runs_and_not_after(terminal: bool) -> None:
+@pytest.mark.parametrize(
+    ("is_terminal", "kind"), [(True, "xterm"), (True, "dumb"), (False, "xterm")]
+)
+def test_log_messages_are_shown_while_the_block_runs_and_not_after(
+    is_terminal: bool, kind: str
+) -> None:
     target = io.StringIO()
-    console = Console(file=target, force_terminal=terminal, width=120, color_system=None)
+    console = Console(
+        file=target,
+        force_terminal=is_terminal,
+        width=120,
+        color_system=None,
+        _environ={"TERM": kind},
+    )
     logger = logging.getLogger("sssflow.somewhere")
     before = logging.getLogger("sssflow").handlers[:]
     with working("train", terminal=console) as watch:
