@@ -175,8 +175,10 @@ class TrainConfig(Config):
     checkpoint_every_s: float = Field(300.0, gt=0, description="Or seconds, whichever is first.")
     keep_last: int = Field(2, ge=1, le=100, description="Checkpoints kept.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if present.")
-    amp: Literal["auto", "on", "off"] = Field(
-        "auto", description="bfloat16 autocast; auto: on a GPU only."
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Of the forward pass; auto: bfloat16 where the device computes in it "
+        "(a GPU, a processor with AVX512-BF16 or AMX), else float32.",
     )
     threads: int = Field(0, ge=0, le=256, description="CPU threads of torch; 0: torch's choice.")
     memory_gib: float = Field(

@@ -140,7 +140,7 @@ def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTer
     )
     for group in run.optimiser.param_groups:
         group["lr"] = config.optimiser.learning_rate * factor
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=uses_amp(config, run.device)):
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=uses_bfloat16(config, run.device)):
         terms = run.method.step(batch, step, generator)
     total = terms.total
     loss = float(total.detach())
@@ -154,9 +154,17 @@ def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTer
     return terms, loss
 
 
-def uses_amp(config: TrainConfig, device: torch.device) -> bool:
+def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
     """Whether the forward pass runs under bfloat16 autocast."""
-    return config.amp == "on" or (config.amp == "auto" and device.type == "cuda")
+    if config.precision != "auto":
+        return config.precision == "bfloat16"
+    return device.type == "cuda" or computes_in_bfloat16()
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16 products; without them it is slower."""
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def _require_finite(terms: LossTerms, loss: float, step: int, batch: Batch) -> None:

@@ -143,6 +143,7 @@ def tiny_config() -> Callable[..., TrainConfig]:
             "eval_every": 3,
             "device": "cpu",
             "threads": 1,
+            "precision": "float32",
             "sss": {"dfe_width": 8, "dfe_levels": [-1, -2]},
             "unimatch_v2": {"confidence_threshold": 0.3},
             **changes,
