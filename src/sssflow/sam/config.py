@@ -31,9 +31,10 @@ class PropagationConfig(Config):
         "before counts as absent.",
     )
     max_distance: int | None = Field(
-        None,
+        1,
         ge=0,
-        description="Slices beyond the first and the last prompted slice; null: to the ends.",
+        description="Slices beyond the first and the last prompted slice, on each side; null: to "
+        "the ends of the volume.",
     )
     presence_logit: float = Field(
         0.0, description="Object score (logit) that a slice must exceed, else its mask is empty."

@@ -70,6 +70,10 @@ class Brightness:
         return SliceMask(logits, 0.9, 5.0 if bright.any() else -5.0)
 
 
+MEMORY = SamConfig(propagation=PropagationConfig(mode="memory", max_distance=None))
+CHAIN = SamConfig(propagation=PropagationConfig(mode="chain", max_distance=None))
+
+
 def _case(shape, *objects) -> CasePrompts:
     return CasePrompts(case_id="a", shape_shw=shape, objects=objects)
 
@@ -90,7 +94,7 @@ def test_both_directions_start_at_the_prompts_and_meet_between_them():
     mask = np.ones((16, 16), bool)
     item = object_prompts(box_prompt(mask, 2), box_prompt(mask, 5))
     features = model.encode(volume, Window(0, 0, 16, 16))
-    found = follow(model, features, item, range(8), SamConfig())
+    found = follow(model, features, item, range(8), MEMORY, (16, 16))
     up, down = [(i, False) for i in (3, 4, 6, 7)], [(i, True) for i in (4, 3, 1, 0)]
     assert model.tracked == up + down
     assert {i: len(a) for i, a in found.items()} == {0: 1, 1: 1, 2: 1, 3: 2, 4: 2, 5: 1, 6: 1, 7: 1}
@@ -100,7 +104,7 @@ def test_reach_beyond_the_prompted_slices_is_limited():
     model = Brightness()
     volume = np.ones((9, 16, 16), np.float32)
     prompts = _case((9, 16, 16), object_prompts(box_prompt(np.ones((16, 16), bool), 4)))
-    config = SamConfig(propagation=PropagationConfig(max_distance=1))
+    config = SamConfig(propagation=PropagationConfig(mode="memory", max_distance=1))
     result = segment_volume(model, volume, prompts, 2, config)
     assert result.probability_kshw[0].any(axis=(1, 2)).tolist() == [
         i in (3, 4, 5) for i in range(9)
@@ -125,7 +129,7 @@ def test_a_direction_is_given_up_after_absent_slices_and_absent_means_zero():
     volume = np.ones((9, 16, 16), np.float32)
     volume[5:8] = 0
     prompts = _case((9, 16, 16), object_prompts(box_prompt(np.ones((16, 16), bool), 2)))
-    result = segment_volume(model, volume, prompts, 2, SamConfig())
+    result = segment_volume(model, volume, prompts, 2, MEMORY)
     assert [i for i, _ in model.tracked] == [3, 4, 5, 6, 1, 0]
     present = result.probability_kshw[0].any(axis=(1, 2))
     assert present.tolist() == [True] * 5 + [False] * 4
@@ -180,46 +184,65 @@ def _ball_case():
     return image, mask, prompts
 
 
-def test_nano_carries_a_bright_ball_from_its_middle_to_both_ends(nano):
+@pytest.mark.parametrize("config", [MEMORY, CHAIN], ids=["memory", "chain"])
+def test_nano_carries_a_bright_ball_from_its_middle_to_both_ends(nano, config):
     image, mask, prompts = _ball_case()
-    found = segment_volume(nano, image, prompts, 2, SamConfig()).probability_kshw[0] >= 128
+    found = segment_volume(nano, image, prompts, 2, config).probability_kshw[0] >= 128
     assert _dice(found, mask) >= 0.8
     assert found[0].any()
     assert found[6].any()
 
 
-def test_nano_gives_the_same_bytes_twice(nano):
+@pytest.mark.parametrize("config", [MEMORY, CHAIN], ids=["memory", "chain"])
+def test_nano_gives_the_same_bytes_twice(nano, config):
     image, _, prompts = _ball_case()
-    one, two = (segment_volume(nano, image, prompts, 2, SamConfig()) for _ in range(2))
+    one, two = (segment_volume(nano, image, prompts, 2, config) for _ in range(2))
     assert one.probability_kshw.tobytes() == two.probability_kshw.tobytes()
     assert one.objects == two.objects
 
 
-def test_a_volume_upside_down_gives_the_masks_upside_down(nano):
+@pytest.mark.parametrize("config", [MEMORY, CHAIN], ids=["memory", "chain"])
+def test_a_volume_upside_down_gives_the_masks_upside_down(nano, config):
     image, mask, prompts = _ball_case()
     last = len(image) - 1
     turned = _case(image.shape, object_prompts(box_prompt(mask[3], last - 3)))
-    one = segment_volume(nano, image, prompts, 2, SamConfig()).probability_kshw
-    two = segment_volume(nano, image[::-1].copy(), turned, 2, SamConfig()).probability_kshw
+    one = segment_volume(nano, image, prompts, 2, config).probability_kshw
+    two = segment_volume(nano, image[::-1].copy(), turned, 2, config).probability_kshw
     assert np.abs(one.astype(int) - two[:, ::-1].astype(int)).max() <= 1
 
 
-def test_a_volume_moved_by_whole_pixels_gives_the_masks_moved(nano):
+@pytest.mark.parametrize("config", [MEMORY, CHAIN], ids=["memory", "chain"])
+def test_a_volume_moved_by_whole_pixels_gives_the_masks_moved(nano, config):
     image, mask, _ = _ball_case()
+    window = config.model_copy(update={"roi_margin": 0.2})
     moved = np.roll(image, (3, -4), axis=(1, 2))
-    window = SamConfig(roi_margin=0.2)
-    one = segment_volume(
-        nano, image, _case(image.shape, object_prompts(box_prompt(mask[3], 3))), 2, window
-    )
-    two = segment_volume(
-        nano,
-        moved,
-        _case(image.shape, object_prompts(box_prompt(np.roll(mask[3], (3, -4), (0, 1)), 3))),
-        2,
-        window,
-    )
+    box = box_prompt(mask[3], 3)
+    moved_box = box_prompt(np.roll(mask[3], (3, -4), (0, 1)), 3)
+    one = segment_volume(nano, image, _case(image.shape, object_prompts(box)), 2, window)
+    two = segment_volume(nano, moved, _case(image.shape, object_prompts(moved_box)), 2, window)
     back = np.roll(two.probability_kshw, (-3, 4), axis=(2, 3))
     assert np.abs(one.probability_kshw.astype(int) - back.astype(int)).max() <= 1
+
+
+def test_a_chain_ends_where_the_object_shrinks_away_beyond_the_prompts():
+    model = Brightness()
+    volume = np.zeros((6, 16, 16), np.float32)
+    volume[1:4, 2:14, 2:14] = 1
+    volume[4, 6:8, 6:8] = 1  # a thirtieth of the slice before
+    prompts = _case((6, 16, 16), object_prompts(box_prompt(volume[2] > 0, 2)))
+    result = segment_volume(model, volume, prompts, 2, CHAIN)
+    present = result.probability_kshw[0].any(axis=(1, 2))
+    assert present.tolist() == [False, True, True, True, False, False]
+    assert model.tracked == []
+
+
+def test_auto_is_a_chain_for_nano_and_memory_for_the_official_sizes():
+    volume = np.ones((3, 16, 16), np.float32)
+    prompts = _case((3, 16, 16), object_prompts(box_prompt(np.ones((16, 16), bool), 1)))
+    for size, tracked in (("nano", []), ("tiny", [(2, False), (0, True)])):
+        model = Brightness()
+        segment_volume(model, volume, prompts, 2, SamConfig(size=size))
+        assert model.tracked == tracked
 
 
 def test_prompts_of_one_slice_do_not_disturb_each_other(nano):
