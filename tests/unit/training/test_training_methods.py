@@ -21,6 +21,7 @@ from sssflow.training.methods.streams import (
     make_strong,
     pseudo_label,
     split_levels,
+    statistics_kept,
     weak_view,
 )
 from sssflow.volume.packed import write_packed
@@ -190,6 +191,17 @@ def test_complementary_dropout_masks_add_up_and_exempt_pairs_are_whole():
     whole_coarse = (first[1] == 1).flatten(1).all(1)
     assert torch.equal(whole_fine, whole_coarse)
     assert 0.3 < float(whole_fine.float().mean()) < 0.7
+
+
+def test_perturbed_slices_do_not_move_the_running_statistics():
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(1)).train()
+    x = torch.randn(4, 1, 3, 3) * 3 + 5
+    with statistics_kept(net):
+        inside = net(x)
+    assert float(net[0].running_mean) == 0.0
+    assert abs(float(inside.detach().mean())) < 1e-5
+    net(x)
+    assert float(net[0].running_mean) == pytest.approx(0.1 * float(x.mean()), rel=1e-4)
 
 
 def test_splitting_and_joining_levels_are_inverse():

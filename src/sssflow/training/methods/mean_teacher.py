@@ -11,7 +11,7 @@ from sssflow.training.data import Batch
 from sssflow.training.ema import make_teacher
 from sssflow.training.losses import consistency_loss, supervised_loss
 from sssflow.training.methods.base import LossTerms, Method, labelled_view
-from sssflow.training.methods.streams import unlabelled_of, weak_view
+from sssflow.training.methods.streams import statistics_kept, unlabelled_of, weak_view
 from sssflow.training.ramps import rising
 
 
@@ -38,8 +38,8 @@ class MeanTeacher(Method):
         noisy = weak.image_bchw + (settings.noise_std * noise).clamp(
             -2 * settings.noise_std, 2 * settings.noise_std
         )
-        # Two forward passes, so that noisy slices do not set the labelled ones' batch norm.
-        logits_u = self.student(noisy)
+        with statistics_kept(self.student):
+            logits_u = self.student(noisy)
         logits_x = self.student(image)
         weight = settings.consistency_weight * rising(
             step, round(settings.ramp_share * self.config.steps)

@@ -25,6 +25,7 @@ from sssflow.training.methods.streams import (
     make_strong,
     pseudo_label,
     split_levels,
+    statistics_kept,
     unlabelled_of,
     weak_view,
 )
@@ -61,11 +62,12 @@ class Sss(Method):
         pseudo = pseudo_label(teacher_logits, settings.confidence_threshold)
         views = [make_strong(weak, pseudo, augmentation, generator) for _ in range(2)]
 
-        features = self.student.features(torch.cat([v.image_bchw for v in views]))
-        sizes = [len(weak.image_bchw)] * 2
-        one, two = split_levels(features, sizes)
-        one, two = self._perturb(weak_features, [one, two], views, generator)
-        logits_s = torch.split(self.student.head(join_levels([one, two])), sizes)
+        with statistics_kept(self.student):
+            features = self.student.features(torch.cat([v.image_bchw for v in views]))
+            sizes = [len(weak.image_bchw)] * 2
+            one, two = split_levels(features, sizes)
+            one, two = self._perturb(weak_features, [one, two], views, generator)
+            logits_s = torch.split(self.student.head(join_levels([one, two])), sizes)
         logits_x = self.student(image)
 
         weight = settings.unlabelled_weight * rising(

@@ -5,11 +5,12 @@ Letters: b batch, c channels, f foreground classes, h rows, w columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from sssflow.errors import InternalError
 from sssflow.training.config import AugmentationConfig, WeakConfig
@@ -86,6 +87,24 @@ def make_strong(
         None if weak.mask_bfhw is None else paste(weak.mask_bfhw, boxes),
         None if weak.mask_weight_bfhw is None else paste(weak.mask_weight_bfhw, boxes),
     )
+
+
+@contextmanager
+def statistics_kept(net: nn.Module) -> Iterator[None]:
+    """Batch norm uses the batch's own statistics inside and leaves the running ones as they are.
+
+    Perturbed slices (dropped channels, DFE, noise, CutMix) have other statistics than the plain
+    ones met at prediction; averaged into the running statistics they spoil teacher and student.
+    """
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
 
 
 def split_levels(features: Sequence[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:

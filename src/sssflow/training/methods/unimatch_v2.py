@@ -20,6 +20,7 @@ from sssflow.training.methods.streams import (
     make_strong,
     pseudo_label,
     split_levels,
+    statistics_kept,
     unlabelled_of,
     weak_view,
 )
@@ -48,14 +49,13 @@ class UniMatchV2(Method):
         pseudo = pseudo_label(teacher_logits, settings.confidence_threshold)
         views = [make_strong(weak, pseudo, augmentation, generator) for _ in range(2)]
 
-        # Two forward passes, as in the source: in one, the strong views (two thirds of the batch)
-        # would set the batch-norm statistics of the labelled slices, which then learn far slower.
-        # Labelled last: the running statistics lean towards plain slices.
-        features = self.student.features(torch.cat([v.image_bchw for v in views]))
-        sizes = [len(weak.image_bchw)] * 2
-        one, two = split_levels(features, sizes)
-        one, two = complementary_dropout(one, two, settings.dropout_share, generator)
-        logits_s = torch.split(self.student.head(join_levels([one, two])), sizes)
+        # Two forward passes, as in the source; only the plain one moves the running statistics.
+        with statistics_kept(self.student):
+            features = self.student.features(torch.cat([v.image_bchw for v in views]))
+            sizes = [len(weak.image_bchw)] * 2
+            one, two = split_levels(features, sizes)
+            one, two = complementary_dropout(one, two, settings.dropout_share, generator)
+            logits_s = torch.split(self.student.head(join_levels([one, two])), sizes)
         logits_x = self.student(image)
 
         weight = settings.unlabelled_weight * rising(
