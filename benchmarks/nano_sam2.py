@@ -168,6 +168,10 @@ def interval(values: NDArray[np.float64], patients: NDArray[np.intp]) -> tuple[f
 
 def settings(model: TorchPromptable, base: SamConfig) -> Mapping[str, Callable[[Case], Labels]]:
     alone = base.model_copy(update={"propagation": ALONE})
+    chain = base.model_copy(update={"propagation": PropagationConfig(mode="chain")})
+    far = base.model_copy(
+        update={"propagation": PropagationConfig(mode="chain", max_distance=None)}
+    )
     every, second = SimulateConfig(prompt_freq=1), SimulateConfig(prompt_freq=2)
     boxes = SimulateConfig(prompt_freq=1, positive_points=0)
     points = SimulateConfig(prompt_freq=1, box=False)
@@ -178,13 +182,17 @@ def settings(model: TorchPromptable, base: SamConfig) -> Mapping[str, Callable[[
         "true box, every slice": prompted(model, alone, lambda c: true_prompts(c, boxes)),
         "1 true point, every slice": prompted(model, alone, lambda c: true_prompts(c, points)),
         "2 points in, 1 out, every slice": prompted(model, alone, lambda c: true_prompts(c, three)),
+        "true box + point, every 2nd slice, chain": prompted(
+            model, chain, lambda c: true_prompts(c, second)
+        ),
         "true box + point, every 2nd slice, memory": prompted(
             model, base, lambda c: true_prompts(c, second)
         ),
-        "true box + point, largest slice, memory": prompted(
-            model, base, lambda c: true_prompts(c, every, only_largest=True)
+        "true box + point, largest slice, chain to the ends": prompted(
+            model, far, lambda c: true_prompts(c, every, only_largest=True)
         ),
         "coarse masks": lambda c: c.coarse_shw,
+        "PCSW prompts of coarse masks, chain": prompted(model, chain, pcsw_prompts),
         "PCSW prompts of coarse masks, memory": prompted(model, base, pcsw_prompts),
         "coarse masks as mask prompts": refined(model, base),
     }
@@ -252,7 +260,7 @@ patients, {volumes} volumes, phantom seed {options.seed}. Dice per volume; inter
 patients of the mean over classes.
 
 """
-    return head + "\n".join(lines) + "\n"
+    return head + "\n".join(lines) + "\n"  # what it means is added by hand
 
 
 if __name__ == "__main__":

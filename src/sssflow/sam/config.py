@@ -16,12 +16,11 @@ SamVersion = Literal["2.0", "2.1"]
 class PropagationConfig(Config):
     """How masks travel from the prompted slices through the volume."""
 
-    mode: Literal["auto", "memory", "chain", "prompted_only"] = Field(
-        "auto",
+    mode: Literal["memory", "chain", "prompted_only"] = Field(
+        "memory",
         description="memory: SAM-2's memory carries masks to all slices within reach, in both "
         "directions; chain: box and deepest point of one mask prompt the next slice; "
-        "prompted_only: every prompted slice alone; auto: chain for nano (measured in "
-        "benchmarks/results/nano_sam2.md), memory for the official sizes.",
+        "prompted_only: every prompted slice alone, nothing elsewhere.",
     )
     min_area_share: float = Field(
         0.3,

@@ -160,9 +160,7 @@ class _Chain:
 def _carrier(
     model: Promptable, config: SamConfig, shape_hw: tuple[int, int]
 ) -> PromptableVideo | _Chain:
-    mode = config.propagation.mode
-    chained = mode == "chain" or (mode == "auto" and config.size == "nano")
-    if isinstance(model, PromptableVideo) and not chained:
+    if isinstance(model, PromptableVideo) and config.propagation.mode != "chain":
         return model
     return _Chain(model, shape_hw, config.propagation.min_area_share)
 

@@ -236,15 +236,6 @@ def test_a_chain_ends_where_the_object_shrinks_away_beyond_the_prompts():
     assert model.tracked == []
 
 
-def test_auto_is_a_chain_for_nano_and_memory_for_the_official_sizes():
-    volume = np.ones((3, 16, 16), np.float32)
-    prompts = _case((3, 16, 16), object_prompts(box_prompt(np.ones((16, 16), bool), 1)))
-    for size, tracked in (("nano", []), ("tiny", [(2, False), (0, True)])):
-        model = Brightness()
-        segment_volume(model, volume, prompts, 2, SamConfig(size=size))
-        assert model.tracked == tracked
-
-
 def test_prompts_of_one_slice_do_not_disturb_each_other(nano):
     image, mask, _ = _ball_case()
     p = to_prompt(box_prompt(mask[3], 3), use_points=True)
