@@ -110,7 +110,9 @@ class UniMatchV2Config(Config):
     ema_lag: float = Field(
         10.0, gt=0, le=1000, description="1: UniMatch V2's rule, for a pretrained encoder."
     )
-    confidence_threshold: float = Field(0.95, ge=0, le=1, description="Below it a pixel is unused.")
+    confidence_threshold: float = Field(
+        0.8, ge=0, le=1, description="Below it a pixel is unused. UniMatch V2: 0.95."
+    )
     unlabelled_weight: float = Field(1.0, ge=0, description="L = (L_x + weight L_u) / 2.")
     unlabelled_loss: PseudoLossKind = Field(
         "ce_dice", description="ce: UniMatch V2. dice: UniMatch V1 for medical images."
