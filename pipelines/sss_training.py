@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from components.adapt_sam2.component import adapt_sam2
 from components.evaluate.component import evaluate
 from components.export_onnx.component import export_onnx
 from components.generate_prompts.component import generate_prompts
@@ -59,7 +60,10 @@ def sss_training(
     # After the warm-up: with equal settings its result is found in the store and used.
     baseline.set_display_name("train-baseline").after(warmup)
 
-    shards = plan_shards(dataset=dataset, run=warmup.outputs["Output"], **common)
+    sam2 = adapt_sam2(dataset=dataset, **common)
+    shards = plan_shards(
+        dataset=dataset, run=warmup.outputs["Output"], sam2=sam2.outputs["Output"], **common
+    )
     with dsl.ParallelFor(shards.output, name="shards") as shard:
         # Nothing but the item and the run's own parameters may enter the loop (see Shard).
         prompts = generate_prompts(shard=shard, **common)
@@ -88,7 +92,7 @@ def sss_training(
         evaluation=evaluation.outputs["Output"],
         **common,
     )
-    for task in (warmup, baseline, masks, headline, evaluation):
+    for task in (warmup, baseline, sam2, masks, headline, evaluation):
         with_shared_memory(task)
     return Results(
         dataset=dataset,

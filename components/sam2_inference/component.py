@@ -28,6 +28,7 @@ def sam2_inference(
     from sssflow.contracts.dataset import DatasetManifest
     from sssflow.contracts.masks import MaskSet
     from sssflow.contracts.prompts import PromptSet
+    from sssflow.contracts.weights import PromptableWeights
     from sssflow.experiment import parse_experiment
     from sssflow.pipeline.shards import Shard, shard_label
     from sssflow.pipeline.task import component_task
@@ -37,15 +38,18 @@ def sam2_inference(
         part = Shard.from_json(shard, where="shard")
         manifest, manifest_path = task.read(DatasetManifest, part.dataset)
         prompt_set, prompts_path = task.read(PromptSet, prompts)
+        weights = task.read(PromptableWeights, part.sam2) if part.sam2 else None
         out = task.folder(
             {
                 "config": config.digest(),
                 "dataset": manifest.digest,
                 "prompts": prompt_set.digest,
+                "weights": weights[0].digest if weights else "",
             }
         )
         if not task.has(MaskSet, out / "masks.json"):
             from sssflow.sam import stage
 
-            stage.run(config, manifest_path, prompts_path, out)
+            adapted = weights[1] if weights else None
+            stage.run(config, manifest_path, prompts_path, out, weights=adapted)
         return task.publish(MaskSet, out / "masks.json", masks)

@@ -35,6 +35,9 @@ def infer(
     out: Annotated[
         Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
     ] = None,
+    sam2: Annotated[
+        Path | None, typer.Option("--sam2", help="sam2.json of `sssflow sam2 adapt`.")
+    ] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     print_config: PrintConfigOption = False,
@@ -52,14 +55,14 @@ def infer(
         "infer",
         f"carries the prompts through each volume with SAM-2 ({experiment.sam.size})",
         out,
-        {"dataset": dataset, "prompts": prompts},
+        {"dataset": dataset, "prompts": prompts} | ({"sam2": sam2} if sam2 else {}),
     )
     if not plan.start(context, dry_run=dry_run):
         return
     from sssflow.sam import stage
 
     with working("infer"):
-        masks = stage.run(experiment.sam, dataset, prompts, out)
+        masks = stage.run(experiment.sam, dataset, prompts, out, weights=sam2)
     path = out / "masks.json"
     finish(
         path,

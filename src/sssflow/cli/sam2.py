@@ -9,6 +9,7 @@ import typer
 
 from sssflow.cli.progress import working
 from sssflow.cli.session import (
+    ConfigOption,
     DryRunOption,
     Plan,
     PrintConfigOption,
@@ -16,6 +17,7 @@ from sssflow.cli.session import (
     finish,
     need,
     quoted,
+    read_experiment,
     show_config,
 )
 from sssflow.configuration import load_config
@@ -66,4 +68,40 @@ def pretrain(
         then=[
             quoted("sssflow", "infer", "MANIFEST", "PROMPTS", "OUT", "--set", f"sam.weights={path}")
         ],
+    )
+
+
+@app.command()
+def adapt(
+    context: typer.Context,
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(metavar="MANIFEST", show_default=False, help="manifest.json of a dataset."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
+    ] = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    print_config: PrintConfigOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Show nano SAM-2 the labelled cases of MANIFEST: OUT/sam2.json."""
+    experiment = read_experiment(config, settings)
+    if print_config:
+        show_config(experiment)
+        return
+    dataset = need(dataset, "MANIFEST", "manifest.json of `sssflow data pack`")
+    out = need(out, "OUT", "the folder for the weights")
+    does = f"shows SAM-2 the labelled cases for {experiment.adapt.steps} steps"
+    if not Plan("sam2 adapt", does, out, {"dataset": dataset}).start(context, dry_run=dry_run):
+        return
+    from sssflow.sam import adapt as stage
+
+    with working("adapt"):
+        stage.run(experiment.adapt, experiment.sam, dataset, out)
+    path = out / stage.ADAPTED_FILE
+    finish(
+        path,
+        then=[quoted("sssflow", "infer", dataset, "PROMPTS", "OUT", "--sam2", path)],
     )

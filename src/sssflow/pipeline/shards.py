@@ -34,6 +34,8 @@ class Shard(Contract):
     dataset: str = Field(description="Pointer to the DatasetManifest.")
     run: str = Field(description="Pointer to the RunRecord whose model makes the coarse masks.")
 
+    sam2: str = Field("", description="Pointer to adapted PromptableWeights; empty: none.")
+
     role: Role
     number: int = Field(ge=1)
     count: int = Field(ge=1, description="Shards of this role.")
@@ -58,14 +60,14 @@ def shard_label(line: str) -> str:
 
 
 def plan_shards(
-    manifest: DatasetManifest, config: PipelineConfig, *, dataset: str, run: str
+    manifest: DatasetManifest, config: PipelineConfig, *, dataset: str, run: str, sam2: str = ""
 ) -> list[Shard]:
     """The parts that prompts and masks are made in.
 
     Unlabelled cases in at most `config.shards` parts of almost equal voxel count, then one shard
     for each scored role that has cases. Cases of a patient may part: nothing is learnt within a
-    shard. The plan depends on the manifest and the settings alone; `dataset` and `run` are the
-    pointers that every shard carries.
+    shard. The plan depends on the manifest and the settings alone; `dataset`, `run`
+    and `sam2` are the pointers that every shard carries.
 
     Raises:
         DataError: There is no unlabelled case.
@@ -94,7 +96,15 @@ def plan_shards(
         ids = tuple(case.case_id for case in manifest.with_role(role))
         groups += [(role, 1, 1, ids)] if ids else []
     return [
-        Shard(role=role, number=number, count=count, case_ids=ids, dataset=dataset, run=run)
+        Shard(
+            role=role,
+            number=number,
+            count=count,
+            case_ids=ids,
+            dataset=dataset,
+            run=run,
+            sam2=sam2,
+        )
         for role, number, count, ids in groups
     ]
 

@@ -16,10 +16,12 @@ SamVersion = Literal["2.0", "2.1"]
 class PropagationConfig(Config):
     """How masks travel from the prompted slices through the volume."""
 
-    mode: Literal["memory", "chain", "prompted_only"] = Field(
-        "memory",
-        description="memory: SAM-2's memory carries masks to all slices within reach, in both "
-        "directions; chain: box and deepest point of one mask prompt the next slice; "
+    mode: Literal["coarse", "memory", "chain", "prompted_only"] = Field(
+        "coarse",
+        description="coarse: every slice within reach is prompted by the coarse mask too, and "
+        "none depends on another (memory where the prompts come without coarse masks); "
+        "memory: SAM-2's memory carries masks to all slices within reach, in both directions; "
+        "chain: box and deepest point of one mask prompt the next slice; "
         "prompted_only: every prompted slice alone, nothing elsewhere.",
     )
     min_area_share: float = Field(
@@ -30,10 +32,10 @@ class PropagationConfig(Config):
         "before counts as absent.",
     )
     max_distance: int | None = Field(
-        1,
+        None,
         ge=0,
         description="Slices beyond the first and the last prompted slice, on each side; null: to "
-        "the ends of the volume.",
+        "the ends of the volume (nano with memory or chain: 1 is better).",
     )
     presence_logit: float = Field(
         0.0, description="Object score (logit) that a slice must exceed, else its mask is empty."
@@ -177,3 +179,17 @@ class PretrainConfig(Config):
         if not 2 <= self.clip_length[0] <= self.clip_length[1]:
             raise ValueError("clip_length must be (shortest, longest), from 2")
         return self
+
+
+class AdaptConfig(Config):
+    """Settings of the adaptation of nano SAM-2 to the labelled cases of a dataset."""
+
+    steps: int = Field(300, ge=0, description="Optimiser steps; 0 leaves the weights as they are.")
+    learning_rate: float = Field(5e-4, gt=0, description="Peak of AdamW's learning rate.")
+    dataset_share: float = Field(
+        0.9, gt=0, le=1, description="Share of scenes from labelled cases; the rest are shapes."
+    )
+    clip_share: float = Field(
+        0.0, ge=0, le=1, description="Share of steps on clips; for propagation.mode memory."
+    )
+    seed: int = Field(0, ge=0, description="Of scenes and prompts.")

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from sssflow.contracts.masks import ObjectScores
 from sssflow.contracts.prompts import CasePrompts, ObjectPrompts, SlicePrompt
 from sssflow.sam.config import PropagationConfig, SamConfig
 from sssflow.sam.geometry import OUTSIDE_LOGIT, Window, full_window, prompts_window
+from sssflow.sam.guide import guided_prompts, prompt_from_mask
 from sssflow.sam.promptable import Features, Prompt, Promptable, PromptableVideo, SliceMask
 
 Floats = NDArray[np.float32]
@@ -60,6 +60,7 @@ def segment_volume(
     prompts: CasePrompts,
     class_count: int,
     config: SamConfig,
+    coarse_shw: NDArray[np.uint8] | None = None,
 ) -> VolumeMasks:
     """Masks of all prompted objects on all slices.
 
@@ -69,6 +70,8 @@ def segment_volume(
         prompts: Objects of the case, in its own grid.
         class_count: Classes with the background; class c is plane c - 1 of the result.
         config: Window, use of points, propagation.
+        coarse_shw: Labels of the coarse masks that the prompts come from; used with
+            `propagation.mode: coarse`, which falls back to `memory` without them.
     """
     s, h, w = volume_shw.shape
     shape = (class_count - 1, s, h, w)
@@ -81,7 +84,10 @@ def segment_volume(
     present = np.zeros((class_count - 1, s), np.bool_)
     scores = []
     for item in prompts.objects:
-        found = follow(model, features, item, reach, config, (h, w))
+        if config.propagation.mode == "coarse" and coarse_shw is not None:
+            found = _guided(model, features, item, reach, config, coarse_shw)
+        else:
+            found = follow(model, features, item, reach, config, (h, w))
         plane = item.class_index - 1
         for index, answers in found.items():
             score = float(np.mean([a.object_score for a in answers]))
@@ -134,6 +140,29 @@ def follow(
     return {index + reach.start: answers for index, answers in sorted(found.answers.items())}
 
 
+def _guided(
+    model: Promptable,
+    features: Features,
+    item: ObjectPrompts,
+    reach: range,
+    config: SamConfig,
+    coarse_shw: NDArray[np.uint8],
+) -> dict[int, list[SliceMask]]:
+    """Each slice by itself, prompted by PCSW and by the coarse mask of the object."""
+    own = _reach([item], len(coarse_shw), config.propagation)
+    prompts = guided_prompts(
+        coarse_shw == item.class_index,
+        {p.slice_index: to_prompt(p, config.use_points) for p in item.slices},
+        own,
+        features.window,
+        model.input_size,
+    )
+    return {
+        index: model.segment(features, index - reach.start, [prompt])
+        for index, prompt in prompts.items()
+    }
+
+
 @dataclass(frozen=True)
 class _Chain:
     """Carries an object by prompting each slice with the mask of the slice before."""
@@ -147,7 +176,7 @@ class _Chain:
     ) -> SliceMask:
         """The mask of slice `index`; absent (score below 0) if nothing to go on is left."""
         whole = _paste(features.window, last.logits_yx, self.shape_hw)
-        prompt = _prompt_from(whole > 0)
+        prompt = prompt_from_mask(whole > 0)
         if prompt is None:
             return replace(last, object_score=-_CERTAIN, predicted_iou=0.0)
         (mask,) = self.model.segment(features, index, [prompt])
@@ -163,22 +192,6 @@ def _carrier(
     if isinstance(model, PromptableVideo) and config.propagation.mode != "chain":
         return model
     return _Chain(model, shape_hw, config.propagation.min_area_share)
-
-
-def _prompt_from(mask_hw: NDArray[np.bool_]) -> Prompt | None:
-    """Box and deepest point of the largest piece of a mask; None for an empty mask."""
-    pieces, count = ndimage.label(mask_hw)
-    if count == 0:
-        return None
-    largest = pieces == int(np.bincount(pieces.ravel())[1:].argmax()) + 1
-    ys, xs = np.nonzero(largest)
-    depth = ndimage.distance_transform_edt(np.pad(largest, 1))[1:-1, 1:-1]
-    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    return Prompt(
-        box_xyxy_px=(float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())),
-        points_xy_px=((float(x), float(y)),),
-        point_labels=(1,),
-    )
 
 
 def _walk(

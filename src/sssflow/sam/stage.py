@@ -10,10 +10,14 @@ import logging
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sssflow.contracts.base import Contract, Sha256
 from sssflow.contracts.dataset import DatasetManifest, LabelledCase, UnlabelledCase
 from sssflow.contracts.masks import CaseMasks, MaskSet, require_same_dataset
 from sssflow.contracts.prompts import CasePrompts, PromptSet
+from sssflow.contracts.weights import PromptableWeights
 from sssflow.errors import DataError, UsageError
 from sssflow.sam.config import SamConfig
 from sssflow.sam.pretrain_data import intensity_rule
@@ -37,7 +41,9 @@ class _FinishedCase(Contract):
     masks: CaseMasks
 
 
-def run(config: SamConfig, dataset: Path, prompts: Path, out: Path) -> MaskSet:
+def run(
+    config: SamConfig, dataset: Path, prompts: Path, out: Path, *, weights: Path | None = None
+) -> MaskSet:
     """Segment every case of a prompt set with SAM-2.
 
     Args:
@@ -45,6 +51,7 @@ def run(config: SamConfig, dataset: Path, prompts: Path, out: Path) -> MaskSet:
         dataset: Path of manifest.json; only images are read.
         prompts: Path of prompts.json.
         out: Folder; gets `masks/<case_id>.b2nd` (uint8 (k, s, h, w)) and `masks.json` last.
+        weights: The `sam2.json` of the adapt stage; its weights replace those of `config`.
 
     Raises:
         DataError: Prompts of another dataset, or a file that is missing or changed.
@@ -53,6 +60,10 @@ def run(config: SamConfig, dataset: Path, prompts: Path, out: Path) -> MaskSet:
     manifest = load_contract(DatasetManifest, dataset)
     prompt_set = load_contract(PromptSet, prompts)
     require_same_dataset([prompt_set.dataset_digest], manifest.digest, what="prompts")
+    if weights is not None:
+        adapted = load_contract(PromptableWeights, weights)
+        path = verified_path(adapted.weights, base=weights.parent)
+        config = config.model_copy(update={"weights": str(path)})
     model = load_promptable(config)
     cases = {case.case_id: case for case in manifest.select(c.case_id for c in prompt_set.cases)}
     finished = []
@@ -60,7 +71,8 @@ def run(config: SamConfig, dataset: Path, prompts: Path, out: Path) -> MaskSet:
         key = _key(config, manifest, item, model, cases[item.case_id])
         record = _reusable(out, item.case_id, key)
         if record is None:
-            case_masks = _segment_case(model, config, manifest, dataset, item, out)
+            coarse = _coarse(item, prompts.parent)
+            case_masks = _segment_case(model, config, manifest, dataset, item, out, coarse)
             record = _FinishedCase(key=key, masks=case_masks)
             save_contract(record, _record_path(out, item.case_id))
         finished.append(record.masks)
@@ -70,12 +82,17 @@ def run(config: SamConfig, dataset: Path, prompts: Path, out: Path) -> MaskSet:
         prompt_digest=prompt_set.digest,
         model_digest=model.model_digest,
         backend=model.backend,
-        config_digest=config.digest(),
+        config_digest=_settings_digest(config),
         class_names=manifest.class_names,
         cases=tuple(finished),
     )
     save_contract(mask_set, out / "masks.json")
     return mask_set
+
+
+def _settings_digest(config: SamConfig) -> Sha256:
+    """Digest of the settings without the place of the weights, which have a digest of their own."""
+    return config.model_copy(update={"weights": None}).digest()
 
 
 def load_promptable(config: SamConfig) -> Promptable:
@@ -95,6 +112,13 @@ def load_promptable(config: SamConfig) -> Promptable:
     return load_torch_promptable(config)
 
 
+def _coarse(prompts: CasePrompts, base: Path) -> NDArray[np.uint8] | None:
+    """The coarse masks that a case's prompts come from, if they were kept."""
+    if prompts.coarse is None:
+        return None
+    return read_packed(prompts.coarse, base=base, shape=prompts.shape_shw).astype(np.uint8)
+
+
 def _segment_case(
     model: Promptable,
     config: SamConfig,
@@ -102,6 +126,7 @@ def _segment_case(
     dataset: Path,
     prompts: CasePrompts,
     out: Path,
+    coarse_shw: NDArray[np.uint8] | None,
 ) -> CaseMasks:
     (case,) = manifest.select([prompts.case_id])
     shape = case.grid.shape_shw
@@ -115,7 +140,7 @@ def _segment_case(
         )
     image = read_packed(case.image, base=dataset.parent, shape=shape)
     volume = normalise(image, intensity_rule(case.modality, config.intensity))
-    result = segment_volume(model, volume, prompts, manifest.class_count, config)
+    result = segment_volume(model, volume, prompts, manifest.class_count, config, coarse_shw)
     path = out / "masks" / f"{prompts.case_id}.b2nd"
     reference = write_packed(path, result.probability_kshw, base=out)
     return CaseMasks(case_id=prompts.case_id, probability_kshw=reference, objects=result.objects)
@@ -129,7 +154,7 @@ def _key(
     case: LabelledCase | UnlabelledCase,
 ) -> Sha256:
     facts = (
-        config.digest(),
+        _settings_digest(config),
         model.model_digest,
         case.image.sha256,
         str(manifest.class_count),

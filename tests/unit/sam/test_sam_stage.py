@@ -44,9 +44,9 @@ def _watch(monkeypatch) -> list[str]:
     made: list[str] = []
     real = stage._segment_case
 
-    def spy(model, config, manifest, dataset, prompts, out):
+    def spy(model, config, manifest, dataset, prompts, out, coarse):
         made.append(prompts.case_id)
-        return real(model, config, manifest, dataset, prompts, out)
+        return real(model, config, manifest, dataset, prompts, out, coarse)
 
     monkeypatch.setattr(stage, "_segment_case", spy)
     return made
