@@ -162,6 +162,7 @@ TINY = {
         "hearts": {"in_plane_px": [40, 48], "slices": [3, 3]},
     },
     "ingest": {"layout": "acdc", "split": {"labelled": 2, "validation": 1, "test": 1}},
+    "adapt": {"steps": 1},
     "sam": {"input_size": 64},
     "evaluate": {"bootstrap_resamples": 100, "permutation_flips": 100},
     "pipeline": {"shards": 1},

@@ -1,0 +1,48 @@
+"""Adaptation: only labelled cases are shown, equal runs give equal bytes, misuse is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from sssflow.contracts.weights import PromptableWeights
+from sssflow.errors import DataError, UsageError
+from sssflow.sam import adapt, stage
+from sssflow.sam.config import AdaptConfig, SamConfig
+from sssflow.storage.contracts import load_contract
+
+SHORT = AdaptConfig(steps=1)
+
+
+def test_no_steps_and_official_sizes_are_refused(tmp_path) -> None:
+    for config, sam in ((AdaptConfig(steps=0), SamConfig()), (SHORT, SamConfig(size="tiny"))):
+        with pytest.raises(UsageError, match="Only nano"):
+            adapt.run(config, sam, tmp_path / "manifest.json", tmp_path / "out")
+
+
+def test_masks_of_other_roles_are_not_shown(small_dataset, tmp_path) -> None:
+    dataset, _ = small_dataset(1)
+    dataset.write_text(dataset.read_text().replace('"labelled"', '"validation"'))
+    with pytest.raises(DataError, match="no labelled training case"):
+        adapt.run(SHORT, SamConfig(), dataset, tmp_path / "out")
+    assert not (tmp_path / "out" / adapt.ADAPTED_FILE).exists()
+
+
+def test_equal_adaptations_are_equal_and_serve_the_infer_stage(small_dataset, tmp_path) -> None:
+    dataset, prompts = small_dataset(1)
+    first = adapt.run(SHORT, SamConfig(), dataset, tmp_path / "a")
+    assert adapt.run(SHORT, SamConfig(), dataset, tmp_path / "b").digest == first.digest
+    assert load_contract(PromptableWeights, tmp_path / "a" / adapt.ADAPTED_FILE) == first
+    sam = SamConfig(input_size=64)
+    masks = stage.run(sam, dataset, prompts, tmp_path / "m", weights=tmp_path / "a" / "sam2.json")
+    plain = stage.run(sam, dataset, prompts, tmp_path / "n")
+    assert masks.model_digest == first.weights.sha256 != plain.model_digest
+    assert masks.config_digest == plain.config_digest, "the place of the weights is no setting"
+
+
+def test_harmed_weights_are_refused(small_dataset, tmp_path) -> None:
+    dataset, prompts = small_dataset(1)
+    adapt.run(SHORT, SamConfig(), dataset, tmp_path / "a")
+    with (tmp_path / "a" / "nano.safetensors").open("r+b") as file:
+        file.write(b"x")
+    with pytest.raises(DataError, match="another content"):
+        stage.run(SamConfig(), dataset, prompts, tmp_path / "m", weights=tmp_path / "a/sam2.json")
