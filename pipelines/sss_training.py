@@ -70,13 +70,8 @@ def sss_training(
         masks = sam2_inference(shard=shard, prompts=prompts.outputs["Output"], **common)
 
     # One Collected for each consumer: kfp 2.17 changes the object while it compiles.
-    headline = train(
-        section="train",
-        dataset=dataset,
-        masks=dsl.Collected(masks.outputs["Output"]),
-        start=warmup.outputs["Output"],
-        **common,
-    )
+    made, start = dsl.Collected(masks.outputs["Output"]), warmup.outputs["Output"]
+    headline = train(section="train", dataset=dataset, masks=made, start=start, **common)
     headline.set_display_name("train-headline")
     evaluation = evaluate(
         dataset=dataset,

@@ -21,11 +21,13 @@ def test_there_are_the_two_acdc_experiments() -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_an_experiment_is_valid_and_its_comparison_is_fair(path: Path) -> None:
     experiment = load_config(ExperimentConfig, path)
-    baseline, headline = experiment.baseline, experiment.train
+    warmup, baseline, headline = experiment.warmup, experiment.baseline, experiment.train
     assert baseline.method == "supervised"
     assert headline.method == "sss"
-    for key in ("network", "preprocessing", "steps", "batch_labelled", "seed", "optimiser"):
-        assert getattr(baseline, key) == getattr(headline, key), key
+    for key in ("network", "preprocessing", "batch_labelled", "seed", "optimiser", "augmentation"):
+        assert getattr(baseline, key) == getattr(headline, key) == getattr(warmup, key), key
+    # The headline starts from the warm-up's weights: the baseline gets the steps of both.
+    assert baseline.steps == warmup.steps + headline.steps
 
 
 def test_acdc_follows_the_published_protocol() -> None:
@@ -34,7 +36,8 @@ def test_acdc_follows_the_published_protocol() -> None:
     assert experiment.ingest.split.labelled_slices == 136
     assert train.preprocessing.size_hw == (256, 256)
     assert train.preprocessing.image_interpolation == "nearest"
-    assert (train.batch_labelled, train.batch_unlabelled, train.steps) == (12, 12, 30_000)
+    assert (train.batch_labelled, train.batch_unlabelled) == (12, 12)
+    assert experiment.baseline.steps == 30_000
     optimiser = train.optimiser
     assert (optimiser.kind, optimiser.learning_rate, optimiser.momentum) == ("sgd", 0.01, 0.9)
     assert (optimiser.weight_decay, optimiser.schedule, optimiser.poly_power) == (1e-4, "poly", 0.9)
