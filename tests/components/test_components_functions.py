@@ -66,12 +66,17 @@ def call_ingest(tmp_path: Path, source: str, config_json: str = EXPERIMENT) -> s
     )
 
 
-def test_shards_are_lines_of_json_with_both_pointers(tmp_path: Path, dataset: str) -> None:
+def test_shards_are_lines_of_json_with_all_pointers(tmp_path: Path, dataset: str) -> None:
     (line,) = plan_shards.python_func(
-        config_json=EXPERIMENT, dataset=dataset, run="R", store_uri=str(tmp_path / "store")
+        config_json=EXPERIMENT,
+        dataset=dataset,
+        run="R",
+        sam2="S",
+        store_uri=str(tmp_path / "store"),
     )
     shard = Shard.from_json(line)
     assert (shard.case_ids, shard.dataset, shard.run) == (("a",), dataset, "R")
+    assert shard.sam2 == "S"
 
 
 def test_ingest_of_a_folder_that_is_not_there_exits_with_65_and_the_path(tmp_path, caplog) -> None:

@@ -73,7 +73,7 @@ def test_compiling_outside_a_checkout_is_refused_with_the_compiled_one(tmp_path:
 
 def test_every_task_runs_the_placeholder_image_and_installs_nothing(spec) -> None:
     executors = spec["deploymentSpec"]["executors"]
-    assert len(executors) == 9  # train comes three times
+    assert len(executors) == 10  # train comes three times
     for executor in executors.values():
         container = executor["container"]
         assert container["image"] == BASE_IMAGE
@@ -105,7 +105,7 @@ def test_every_task_may_be_cached_and_gets_every_input(spec, loop) -> None:
 
 def test_no_artifact_travels_between_tasks(spec, loop) -> None:
     tasks = {**spec["root"]["dag"]["tasks"], **loop["dag"]["tasks"]}
-    assert len(tasks) == 10
+    assert len(tasks) == 11
     assert not [name for name, task in tasks.items() if "artifacts" in task.get("inputs", {})]
 
 

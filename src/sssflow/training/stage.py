@@ -20,6 +20,7 @@ from sssflow.contracts.masks import CaseMasks, MaskSet, require_same_dataset
 from sssflow.contracts.model import TrainedModel
 from sssflow.contracts.run import RunRecord
 from sssflow.errors import DataError, UnavailableError, UsageError
+from sssflow.networks.base import SegmentationNet
 from sssflow.networks.registry import build_network
 from sssflow.networks.trained import MODEL_FILE, LoadedModel, Provenance, load_model, save_model
 from sssflow.storage.atomic import disk_errors, sweep_leftovers
@@ -145,11 +146,7 @@ def prepare(
     """Everything the loop needs, on its device; writes nothing."""
     device = choose_device(config.device)
     method_type = METHODS[config.method]
-    student = build_network(config.network, manifest.class_count, seed=config.seed)
-    if start is not None:
-        _require_same_student(start.description, config, manifest)
-        student.load_state_dict(start.net.state_dict())
-    method = build_method(student, config)
+    method = build_method(_student(config, manifest, start), config)
     if method.needs_masks and not mask_sets:
         raise UsageError(
             f"The method {config.method} learns from SAM-2 masks, and none were given.",
@@ -256,6 +253,16 @@ def _finished(path: Path, config: TrainConfig, inputs: dict[str, Sha256]) -> Run
     )
     _LOG.info("%s is finished; nothing to do", path.parent)
     return record
+
+
+def _student(
+    config: TrainConfig, manifest: DatasetManifest, start: LoadedModel | None
+) -> SegmentationNet:
+    student = build_network(config.network, manifest.class_count, seed=config.seed)
+    if start is not None:
+        _require_same_student(start.description, config, manifest)
+        student.load_state_dict(start.net.state_dict())
+    return student
 
 
 def _require_same_student(
