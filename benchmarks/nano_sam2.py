@@ -168,7 +168,7 @@ def interval(values: NDArray[np.float64], patients: NDArray[np.intp]) -> tuple[f
 
 def settings(model: TorchPromptable, base: SamConfig) -> Mapping[str, Callable[[Case], Labels]]:
     alone = base.model_copy(update={"propagation": ALONE})
-    chain = base.model_copy(update={"propagation": PropagationConfig(mode="chain")})
+    chain = base.model_copy(update={"propagation": PropagationConfig(mode="chain", max_distance=1)})
     far = base.model_copy(
         update={"propagation": PropagationConfig(mode="chain", max_distance=None)}
     )
@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     base = SamConfig(
+        propagation=PropagationConfig(mode="memory", max_distance=1),
         weights=options.weights,
         input_size=options.input_size,
         roi_margin=options.margin,
