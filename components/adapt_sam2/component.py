@@ -35,6 +35,7 @@ def adapt_sam2(
             {
                 "config": experiment.adapt.digest(),
                 "sam": experiment.sam.digest(),
+                "start": task.file_digest(experiment.sam.weights),
                 "dataset": manifest.digest,
             }
         )

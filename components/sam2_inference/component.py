@@ -44,7 +44,7 @@ def sam2_inference(
                 "config": config.digest(),
                 "dataset": manifest.digest,
                 "prompts": prompt_set.digest,
-                "weights": weights[0].digest if weights else "",
+                "weights": weights[0].digest if weights else task.file_digest(config.weights),
             }
         )
         if not task.has(MaskSet, out / "masks.json"):

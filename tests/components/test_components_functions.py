@@ -10,15 +10,18 @@ import pytest
 
 pytest.importorskip("kfp")
 
+from components.adapt_sam2.component import adapt_sam2
 from components.ingest.component import ingest
 from components.plan_shards.component import plan_shards
 from components.train.component import train
 
 from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.dataset import DatasetManifest, Grid, Modality, UnlabelledCase
+from sssflow.errors import DataError
 from sssflow.experiment import ExperimentConfig
 from sssflow.pipeline.shards import Shard
 from sssflow.pipeline.store import write_pointer
+from sssflow.pipeline.task import component_task
 from sssflow.storage.contracts import save_contract
 
 EXPERIMENT = ExperimentConfig().model_dump_json()
@@ -132,3 +135,32 @@ def test_training_of_a_section_that_does_not_exist_exits_with_64(tmp_path, datas
         )
     assert caught.value.code == 64
     assert "warmup | baseline | train" in caplog.text
+
+
+def test_a_file_replaced_under_its_name_is_another_input(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pt"
+    with component_task("adapt_sam2", "", str(tmp_path / "store")) as task:
+        folders = []
+        for content in (b"one", b"two", b"one"):
+            weights.write_bytes(content)
+            folders.append(task.folder({"start": task.file_digest(str(weights))}))
+        assert folders[0] == folders[2] != folders[1]
+        assert task.file_digest(None) == ""
+        with pytest.raises(DataError, match="cannot be read"):
+            task.file_digest(str(tmp_path / "nothing.pt"))
+
+
+def test_weights_that_are_not_there_exit_with_65_before_any_work(
+    tmp_path: Path, dataset: str, caplog
+) -> None:
+    missing = str(tmp_path / "nothing.pt")
+    with pytest.raises(SystemExit) as caught:
+        adapt_sam2.python_func(
+            config_json=json.dumps({"sam": {"weights": missing}}),
+            dataset=dataset,
+            store_uri=str(tmp_path / "store"),
+            weights=StubArtifact(tmp_path / "weights"),
+        )
+    assert caught.value.code == 65
+    assert missing in caplog.text
+    assert not list((tmp_path / "store").glob("adapt_sam2/*"))

@@ -24,6 +24,7 @@ from sssflow.pipeline.events import EventLog, stop_requested
 from sssflow.pipeline.store import Store, follow_pointer, program_digest, write_pointer
 from sssflow.storage.atomic import disk_errors
 from sssflow.storage.contracts import load_contract
+from sssflow.storage.digest import sha256_file
 
 K = TypeVar("K", bound=Contract)
 
@@ -74,6 +75,27 @@ class Task:
     def folder(self, inputs: Mapping[str, str]) -> Path:
         """Folder of this task's result; `inputs` are the digests of all that decides it."""
         return self._store.folder(self._name, inputs)
+
+    def file_digest(self, path: str | None) -> str:
+        """SHA-256 of a file that a setting names by path; empty without one.
+
+        A path says nothing of what lies there: without this digest among the `inputs` of
+        `folder`, a file replaced under its old name would give the old result.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        if path is None:
+            return ""
+        try:
+            return sha256_file(Path(path))
+        except OSError as error:
+            raise DataError(
+                "A file that the settings name cannot be read.",
+                where=path,
+                found=error.strerror,
+                action="Correct the path, or put the file there.",
+            ) from None
 
     def has(self, kind: type[Contract], path: Path) -> bool:
         """Whether an earlier run finished this very result (its contract is written last).
