@@ -18,7 +18,7 @@ from sssflow.cli.session import (
     show_config,
 )
 
-_SEEDS = ("phantoms.seed", "warmup.seed", "baseline.seed", "train.seed")
+_SEEDS = ("phantoms.seed", "warmup.seed", "baseline.seed", "train.seed", "adapt.seed")
 
 
 def demo(
