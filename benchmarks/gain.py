@@ -29,6 +29,7 @@ from sssflow.ingest.phantoms import stage as phantoms
 from sssflow.prompts import stage as prompts
 from sssflow.sam import adapt
 from sssflow.sam import stage as sam
+from sssflow.storage.atomic import write_text
 from sssflow.storage.contracts import load_contract
 from sssflow.training import stage as training
 
@@ -190,7 +191,7 @@ def main() -> None:
         text = page(arguments, settings, rows, summary)
         print(text)
         if arguments.result:
-            arguments.result.write_text(text, encoding="utf-8")
+            write_text(arguments.result, text)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from sssflow.contracts.prompts import ObjectPrompts  # noqa: E402
 from sssflow.prompts.config import PcswConfig  # noqa: E402
 from sssflow.prompts.pcsw import select_prompts  # noqa: E402
 from sssflow.prompts.slice_graph import build_slice_graph  # noqa: E402
+from sssflow.storage.atomic import write_text  # noqa: E402
 
 SHAPE = (40, 512, 512)
 NAMES = ("background", "a", "b", "c", "d", "e")
@@ -101,7 +102,7 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(report(labels, nodes, rows), encoding="utf-8")
+    write_text(out, report(labels, nodes, rows))
 
 
 def report(labels: np.ndarray, nodes: int, rows: list[str]) -> str:
@@ -112,7 +113,7 @@ def report(labels: np.ndarray, nodes: int, rows: list[str]) -> str:
             "# PCSW: fast against literal",
             "",
             f"{today}, {platform.machine()} processor, {os.cpu_count()} cores, load {load:.1f} "
-            f"(other work ran beside it), Python {platform.python_version()}, one thread.",
+            f"at its end, Python {platform.python_version()}, one thread.",
             "",
             f"Volume {' x '.join(map(str, labels.shape))}, {len(NAMES) - 1} classes, "
             f"{100 * (labels > 0).mean():.0f} % foreground, {100 * SPECKLE:g} % speckle, "
