@@ -22,7 +22,7 @@ from sssflow.contracts.masks import CaseMasks, ObjectScores
 from sssflow.contracts.model import Preprocessing
 from sssflow.errors import DataError, UsageError
 from sssflow.networks.predict import resize_images
-from sssflow.training.config import SssConfig
+from sssflow.training.method_config import SssConfig
 from sssflow.volume.intensity import normalise
 from sssflow.volume.packed import read_packed
 

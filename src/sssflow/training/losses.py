@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
 from torch import Tensor
 
-from sssflow.training.config import MaskLossKind, PseudoLossKind
+from sssflow.training.method_config import MaskLossKind, PseudoLossKind
 
 IGNORED = 255
 """Label value that takes no part in any loss."""
