@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,17 +28,59 @@ class IntensityRule(Record):
     window_high: float = Field(80.0, description="window: becomes 1.")
 
 
+Size = Annotated[int, Field(ge=1, le=4096)]
+Scale = Annotated[float, Field(gt=0.05, le=8)]
+
+
+class SlidingWindow(Record):
+    """How the patches of a 3-D network cover a volume at prediction.
+
+    Softmax probabilities of overlapping patches are averaged with the weights.
+    """
+
+    overlap: float = Field(
+        0.5, ge=0, lt=1, description="Share of a patch that the next one covers again."
+    )
+    stride_shw: tuple[Size, Size, Size] | None = Field(
+        None,
+        description="Voxels between patches instead of overlap; SSL4MIS's test on LA: [4, 18, 18].",
+    )
+    weights: Literal["gaussian", "uniform"] = Field(
+        "gaussian", description="gaussian: borders count less (nnU-Net); uniform: SSL4MIS."
+    )
+
+
+class PatchRule(Record):
+    """Network input of a 3-D network: patches of the volume instead of resized slices."""
+
+    size_shw: tuple[Size, Size, Size] = Field(
+        (80, 112, 112), description="Slices, rows and columns of a patch; UA-MT on LA: 80x112x112."
+    )
+    scale_shw: tuple[Scale, Scale, Scale] = Field(
+        (1.0, 1.0, 1.0), description="Factor on the volume's sides before patches are cut."
+    )
+    window: SlidingWindow = Field(SlidingWindow(), description="Prediction of a whole volume.")
+
+
 class Preprocessing(Record):
-    """From a raw volume to network input: intensity rule, then each slice resized to `size_hw`."""
+    """From a raw volume to network input.
+
+    First the intensity rule; then, for a 2-D network, each slice is resized to `size_hw`; for a
+    3-D network (`patch` is given, `size_hw` unused) the volume is scaled, padded with zeros where
+    it is smaller than a patch, and cut into patches.
+    """
 
     intensity: IntensityRule = Field(IntensityRule(), description="Rule of the voxel values.")
     size_hw: tuple[int, int] = Field((256, 256), description="Rows and columns of the input.")
     image_interpolation: Literal["linear", "nearest"] = Field(
-        "linear", description="How slices are resized."
+        "linear", description="How slices are resized, and volumes scaled."
     )
     prediction_interpolation: Literal["linear", "nearest"] = Field(
-        "linear", description="linear: logits go back to the case grid; nearest: labels do."
+        "linear",
+        description="linear: logits (3-D: probabilities) go back to the case grid; nearest: "
+        "labels do.",
     )
+    patch: PatchRule | None = Field(None, description="3-D networks only; else none.")
 
 
 class TrainedModel(Contract):

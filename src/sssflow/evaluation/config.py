@@ -8,6 +8,7 @@ from pydantic import Field
 
 from sssflow.configuration import Config
 from sssflow.contracts.dataset import Role
+from sssflow.contracts.model import SlidingWindow
 
 MeasuredRole = Literal[Role.LABELLED, Role.VALIDATION, Role.TEST]
 
@@ -57,6 +58,9 @@ class EvaluateConfig(Config):
     )
     seed: int = Field(1337, ge=0, description="Seed of the bootstrap and of the sign flips.")
     batch_slices: int = Field(8, ge=1, le=512, description="Slices per forward pass.")
+    window: SlidingWindow | None = Field(
+        None, description="3-D models: how patches cover a volume; none: as each model says."
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>.")
     write_nifti: bool = Field(
         False, description="Write predictions as NIfTI on the grid of the source file too."

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.dataset import Case, DatasetManifest, LabelledCase, Role
+from sssflow.contracts.model import SlidingWindow
 from sssflow.errors import DataError, UsageError
 from sssflow.evaluation.config import EvaluateConfig
 from sssflow.evaluation.distances import Spacing
 from sssflow.networks.predict import predict_labels
 from sssflow.networks.trained import LoadedModel, load_model
+from sssflow.networks.volumes import with_window
 from sssflow.storage.contracts import load_contract
 from sssflow.volume.intensity import normalise
 from sssflow.volume.nifti import write_label_like
@@ -141,9 +143,18 @@ def open_models(
     return loaded
 
 
-def predict_case(scans: Scans, model: LoadedModel, case: Case, *, batch_slices: int) -> Labels:
-    """Labels (s, h, w) of a case on its own grid."""
+def predict_case(
+    scans: Scans,
+    model: LoadedModel,
+    case: Case,
+    *,
+    batch_slices: int,
+    window: SlidingWindow | None = None,
+) -> Labels:
+    """Labels (s, h, w) of a case on its own grid; `window` replaces that of a 3-D model."""
     rule = model.description.preprocessing
+    if rule.patch is not None:
+        rule = rule.model_copy(update={"patch": with_window(rule.patch, window)})
     volume = normalise(scans.image(case), rule.intensity)
     return predict_labels(model.net, volume, rule, batch_slices=batch_slices)
 

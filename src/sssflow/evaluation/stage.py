@@ -166,7 +166,9 @@ def _measure(
     refs: dict[str, ObjectRef] = {}
     found: list[CaseResult] = []
     for case in cases:
-        labels = predict_case(scans, model, case, batch_slices=config.batch_slices)
+        labels = predict_case(
+            scans, model, case, batch_slices=config.batch_slices, window=config.window
+        )
         refs[case.case_id] = store.write(name, case, labels, nifti=config.write_nifti)
         if case.case_id not in measured:
             continue

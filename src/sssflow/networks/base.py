@@ -1,6 +1,7 @@
 """The one interface of every student: features, then head.
 
-Axis letters: b batch, c input channels, k classes, h rows, w columns.
+Axis letters: b batch, c input channels, k classes, h rows, w columns. In 3-D networks, and in
+whatever serves both, the spatial axes are (s, h, w), s slices, where a name ends in `hw`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ class SegmentationNet(nn.Module, ABC):
     Attributes:
         class_count: Number of output classes k, background included.
         feature_channels: Channels of each map of `features`, fine to coarse.
-        stride: Input height and width must be multiples of it.
+        stride: Every side of the input must be a multiple of it.
+        dimensions: 2 for slices (b, c, h, w), 3 for volumes (b, c, s, h, w).
     """
 
     class_count: int
     feature_channels: tuple[int, ...]
     stride: int
+    dimensions: int = 2
 
     @abstractmethod
     def features(self, image_bchw: Tensor) -> list[Tensor]:
@@ -29,8 +32,8 @@ class SegmentationNet(nn.Module, ABC):
 
     @abstractmethod
     def head(self, features: list[Tensor]) -> Tensor:
-        """Logits (b, k, h, w) at input size from maps of the shapes that `features` gives."""
+        """Logits (b, k, …) at input size from maps of the shapes that `features` gives."""
 
     def forward(self, image_bchw: Tensor) -> Tensor:
-        """Logits (b, k, h, w)."""
+        """Logits (b, k, …) at input size."""
         return self.head(self.features(image_bchw))

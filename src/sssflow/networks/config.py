@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sssflow.configuration import Config
+
+_ONLY = {"unet": 2, "vnet": 3, "unet3d": 3}
+"""Networks that exist in one form only."""
 
 
 class NetworkConfig(Config):
     """Settings of the student."""
 
-    name: Literal["unet", "monai_basic_unet", "monai_dynunet"] = Field(
-        "unet", description="unet: SSL4MIS U-Net; the others are MONAI's behind the same interface."
+    name: Literal["unet", "vnet", "unet3d", "monai_basic_unet", "monai_dynunet"] = Field(
+        "unet",
+        description="unet: SSL4MIS's 2-D U-Net; vnet: UA-MT's V-Net and unet3d: SSL4MIS's 3-D "
+        "U-Net, both 3-D; the others are MONAI's, 2-D or 3-D.",
+    )
+    dimensions: Literal[2, 3] = Field(
+        2, description="2: slices; 3: patches of volumes (preprocessing.patch)."
     )
     base_channels: int = Field(
         16, ge=4, le=128, description="Channels of the finest level; each level doubles them."
@@ -23,5 +31,13 @@ class NetworkConfig(Config):
         1.0,
         ge=0,
         le=1,
-        description="Factor on the dropout rates of the U-Net's levels (0.05, 0.1, 0.2, 0.3, 0.5).",
+        description="Factor on the published dropout rates: unet 0.05, 0.1, 0.2, 0.3, 0.5 by "
+        "level; vnet 0.5 and unet3d 0.3 after the coarsest level and before the last convolution.",
     )
+
+    @model_validator(mode="after")
+    def _name_knows_the_dimensions(self) -> Self:
+        known = _ONLY.get(self.name)
+        if known is not None and known != self.dimensions:
+            raise ValueError(f"{self.name} is a {known}-D network: set dimensions={known}")
+        return self

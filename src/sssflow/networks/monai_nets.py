@@ -17,7 +17,13 @@ class MonaiBasicUNet(SegmentationNet):
     """
 
     def __init__(
-        self, class_count: int, *, base_channels: int = 16, levels: int = 5, dropout: float = 0.0
+        self,
+        class_count: int,
+        *,
+        base_channels: int = 16,
+        levels: int = 5,
+        dropout: float = 0.0,
+        dimensions: int = 2,
     ) -> None:
         super().__init__()
         if levels != 5:
@@ -25,9 +31,10 @@ class MonaiBasicUNet(SegmentationNet):
         widths = tuple(base_channels * 2**i for i in range(levels))
         self.class_count = class_count
         self.feature_channels = widths
+        self.dimensions = dimensions
         self.stride = 16
         self.net = BasicUNet(
-            spatial_dims=2,
+            spatial_dims=dimensions,
             in_channels=1,
             out_channels=class_count,
             features=(*widths, base_channels),
@@ -35,7 +42,7 @@ class MonaiBasicUNet(SegmentationNet):
         )
 
     def features(self, image_bchw: Tensor) -> list[Tensor]:
-        """One map per level; map i has size (h, w) / 2^i."""
+        """One map per level; map i has the input's size / 2^i."""
         net = self.net
         maps = [net.conv_0(image_bchw)]
         for down in (net.down_1, net.down_2, net.down_3, net.down_4):
@@ -57,16 +64,23 @@ class MonaiDynUNet(SegmentationNet):
     """MONAI DynUNet: nnU-Net's plain U-Net with residual blocks, without deep supervision."""
 
     def __init__(
-        self, class_count: int, *, base_channels: int = 16, levels: int = 5, dropout: float = 0.0
+        self,
+        class_count: int,
+        *,
+        base_channels: int = 16,
+        levels: int = 5,
+        dropout: float = 0.0,
+        dimensions: int = 2,
     ) -> None:
         super().__init__()
         widths = tuple(base_channels * 2**i for i in range(levels))
         self.class_count = class_count
         self.feature_channels = widths
+        self.dimensions = dimensions
         self.stride = 2 ** (levels - 1)
         strides = [1] + [2] * (levels - 1)
         self.net = DynUNet(
-            spatial_dims=2,
+            spatial_dims=dimensions,
             in_channels=1,
             out_channels=class_count,
             kernel_size=[3] * levels,
@@ -81,7 +95,7 @@ class MonaiDynUNet(SegmentationNet):
         del self.net.skip_layers
 
     def features(self, image_bchw: Tensor) -> list[Tensor]:
-        """One map per level; map i has size (h, w) / 2^i."""
+        """One map per level; map i has the input's size / 2^i."""
         maps = [self.net.input_block(image_bchw)]
         for down in (*self.net.downsamples, self.net.bottleneck):
             maps.append(down(maps[-1]))

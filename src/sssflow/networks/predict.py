@@ -1,5 +1,7 @@
 """From a normalised volume to probabilities or labels on the volume's own grid.
 
+A 2-D network sees resized slices, a 3-D network (`preprocessing.patch`) overlapping patches.
+
 Axis letters: s slices, k classes, h rows, w columns of the case; b slices in one batch.
 """
 
@@ -13,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from sssflow.contracts.model import Preprocessing
+from sssflow.contracts.model import PatchRule, Preprocessing
 from sssflow.networks.base import SegmentationNet
+from sssflow.networks.volumes import resize_volume, scaled_shape, slide
 
 
 def resize_images(
@@ -44,8 +47,13 @@ def predict_probabilities(
         net: In evaluation mode; its device is used.
         volume_shw: Intensities after `volume.intensity.normalise`.
         preprocessing: Size and interpolations the net was trained with.
-        batch_slices: Slices per forward pass.
+        batch_slices: Slices per forward pass; a patch counts its slices, one patch always goes.
     """
+    if preprocessing.patch is not None:
+        found = _patchwise(net, volume_shw, preprocessing, preprocessing.patch, batch_slices)
+        grid = _grid(volume_shw)
+        on_grid = resize_volume(found[None], grid, preprocessing.prediction_interpolation)[0]
+        return np.ascontiguousarray(on_grid.cpu().numpy())
     parts = [
         logits.softmax(1).cpu().numpy()
         for logits in _logits_on_grid(net, volume_shw, preprocessing, batch_slices)
@@ -65,13 +73,39 @@ def predict_labels(
     """Arg-max labels (s, h, w) on the grid of `volume_shw`; arguments as `predict_probabilities`.
 
     With `prediction_interpolation: nearest` the arg-max is taken at network size and the labels
-    are resized (SSL4MIS); else the logits are resized and the arg-max is taken last.
+    are resized (SSL4MIS); else the logits (3-D: probabilities) are resized and the arg-max is
+    taken last.
     """
+    if preprocessing.patch is not None:
+        probability = predict_probabilities(
+            net, volume_shw, preprocessing, batch_slices=batch_slices
+        )
+        return probability.argmax(0).astype(np.uint8)
     parts: list[NDArray[np.uint8]] = [
         logits.argmax(1).to(torch.uint8).cpu().numpy()
         for logits in _logits_on_grid(net, volume_shw, preprocessing, batch_slices)
     ]
     return np.concatenate(parts)
+
+
+def _patchwise(
+    net: SegmentationNet,
+    volume_shw: NDArray[np.float32],
+    preprocessing: Preprocessing,
+    rule: PatchRule,
+    batch_slices: int,
+) -> Tensor:
+    """Probabilities (k, s, h, w) at the network's scale."""
+    device = next(net.parameters()).device
+    volume = torch.from_numpy(np.ascontiguousarray(volume_shw)).to(device)
+    shape = scaled_shape(volume_shw.shape, rule)
+    scaled = resize_volume(volume[None, None], shape, preprocessing.image_interpolation)[0, 0]
+    return slide(net, scaled, rule, batch=max(1, batch_slices // rule.size_shw[0]))
+
+
+def _grid(volume_shw: NDArray[np.float32]) -> tuple[int, int, int]:
+    s, h, w = volume_shw.shape
+    return s, h, w
 
 
 def _logits_on_grid(

@@ -11,6 +11,8 @@ from sssflow.errors import UsageError
 from sssflow.networks.base import SegmentationNet
 from sssflow.networks.config import NetworkConfig
 from sssflow.networks.unet import UNet
+from sssflow.networks.unet3d import UNet3d
+from sssflow.networks.vnet import VNet
 
 
 class _Sizes(TypedDict):
@@ -23,21 +25,31 @@ def _monai_basic_unet(class_count: int, config: NetworkConfig) -> SegmentationNe
     # MONAI takes seconds to import: only who asks for it pays.
     from sssflow.networks.monai_nets import MonaiBasicUNet
 
-    return MonaiBasicUNet(class_count, **_sizes(config))
+    return MonaiBasicUNet(class_count, **_sizes(config), dimensions=config.dimensions)
 
 
 def _monai_dynunet(class_count: int, config: NetworkConfig) -> SegmentationNet:
     from sssflow.networks.monai_nets import MonaiDynUNet
 
-    return MonaiDynUNet(class_count, **_sizes(config))
+    return MonaiDynUNet(class_count, **_sizes(config), dimensions=config.dimensions)
 
 
 def _unet(class_count: int, config: NetworkConfig) -> SegmentationNet:
     return UNet(class_count, **_sizes(config))
 
 
+def _vnet(class_count: int, config: NetworkConfig) -> SegmentationNet:
+    return VNet(class_count, **_sizes(config))
+
+
+def _unet3d(class_count: int, config: NetworkConfig) -> SegmentationNet:
+    return UNet3d(class_count, **_sizes(config))
+
+
 NETWORKS: dict[str, Callable[[int, NetworkConfig], SegmentationNet]] = {
     "unet": _unet,
+    "vnet": _vnet,
+    "unet3d": _unet3d,
     "monai_basic_unet": _monai_basic_unet,
     "monai_dynunet": _monai_dynunet,
 }

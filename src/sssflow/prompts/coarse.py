@@ -27,7 +27,8 @@ def coarse_labels(
         model: In evaluation mode; its device is used.
         description: What the model was trained with; its intensity rule sees the whole volume.
         image_shw: Raw intensities of any real dtype.
-        batch_slices: Slices per forward pass; the probabilities of no more are held at a time.
+        batch_slices: Slices per forward pass; with a 2-D model the probabilities of no more are
+            held at a time. A 3-D model needs the whole volume at once.
 
     Returns:
         Labels (uint8, 0 background; the lower class where two are equally likely) and confidence
@@ -36,8 +37,10 @@ def coarse_labels(
     volume_shw = normalise(image_shw, description.preprocessing.intensity)
     labels_shw = np.empty(volume_shw.shape, np.uint8)
     confidence_shw = np.empty(volume_shw.shape, np.float32)
-    for start in range(0, volume_shw.shape[0], batch_slices):
-        part = slice(start, start + batch_slices)
+    whole = description.preprocessing.patch is not None
+    held = volume_shw.shape[0] if whole else batch_slices
+    for start in range(0, volume_shw.shape[0], held):
+        part = slice(start, start + held)
         probability_kshw = predict_probabilities(
             model, volume_shw[part], description.preprocessing, batch_slices=batch_slices
         )
