@@ -19,11 +19,8 @@ def bounding_box(mask_hw: Mask) -> Box:
     Raises:
         ValueError: There is none.
     """
-    rows = np.flatnonzero(mask_hw.any(axis=1))
-    columns = np.flatnonzero(mask_hw.any(axis=0))
-    if rows.size == 0:
-        raise ValueError("an empty mask has no bounding box")
-    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+    (y0, x0), (y1, x1) = (index.tolist() for index in extent(mask_hw))
+    return x0, y0, x1, y1
 
 
 def widen(box_xyxy: Box, margin_px: int, size_hw: tuple[int, int]) -> Box:
@@ -41,23 +38,46 @@ def widen(box_xyxy: Box, margin_px: int, size_hw: tuple[int, int]) -> Box:
 def interior_point(mask_hw: Mask) -> tuple[int, int]:
     """(x, y) of the pixel farthest from everything outside, so it always lies in the object.
 
-    Beyond the image counts as outside. Of several equally deep pixels the one nearest to the
-    object's centre of mass is taken, of those the first in row order. The centre of a box has no
-    such promise: that of a ring lies in the hole.
+    The centre of a box has no such promise: that of a ring lies in the hole.
 
     Raises:
         ValueError: The mask is empty.
     """
-    x0, y0, x1, y1 = bounding_box(mask_hw)
-    crop_hw = np.ascontiguousarray(mask_hw[y0 : y1 + 1, x0 : x1 + 1])
+    y, x = deepest(mask_hw)
+    return x, y
+
+
+def deepest(mask: Mask) -> tuple[int, ...]:
+    """Index of the pixel (or voxel: any number of axes) farthest from everything outside.
+
+    Beyond the image counts as outside. Of several equally deep ones that nearest to the object's
+    centre of mass is taken, of those the first in row order. Distances are in pixels of the grid.
+
+    Raises:
+        ValueError: The mask is empty.
+    """
+    low, high = extent(mask)
+    crop = np.ascontiguousarray(mask[tuple(map(slice, low, high + 1))])
     # Squared distances are whole numbers, so equal depths compare equal in float32.
-    depth_hw = edt.edtsq(crop_hw, black_border=True, parallel=1)
-    ys, xs = np.nonzero(depth_hw == depth_hw.max())
-    x, y = xs[0], ys[0]
-    if xs.size > 1:
-        all_ys, all_xs = np.nonzero(crop_hw)
-        x, y = _nearest_to_mean(xs, ys, all_xs, all_ys)
-    return int(x) + x0, int(y) + y0
+    depth = edt.edtsq(crop, black_border=True, parallel=1)
+    candidates = np.argwhere(depth == depth.max())
+    found = candidates[0]
+    if len(candidates) > 1:
+        found = _nearest_to_mean(candidates, np.argwhere(crop))
+    return tuple((found + low).tolist())
+
+
+def extent(mask: Mask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and last index of the true pixels along each axis, both inside the object.
+
+    Raises:
+        ValueError: There is none.
+    """
+    axes = range(mask.ndim)
+    found = [np.flatnonzero(mask.any(axis=tuple(a for a in axes if a != axis))) for axis in axes]
+    if found[0].size == 0:
+        raise ValueError("an empty mask has no extent")
+    return np.array([f[0] for f in found]), np.array([f[-1] for f in found])
 
 
 def centroid(mask_hw: Mask) -> tuple[float, float]:
@@ -73,16 +93,13 @@ def centroid(mask_hw: Mask) -> tuple[float, float]:
 
 
 def _nearest_to_mean(
-    xs: NDArray[np.intp],
-    ys: NDArray[np.intp],
-    all_xs: NDArray[np.intp],
-    all_ys: NDArray[np.intp],
-) -> tuple[int, int]:
-    # Python integers: n times the distance to the mean is exact, and does not overflow.
-    count, sum_x, sum_y = all_xs.size, int(all_xs.sum()), int(all_ys.sum())
-    candidates = zip(xs.tolist(), ys.tolist(), strict=True)
-    x, y = min(
-        candidates,
-        key=lambda xy: (count * xy[0] - sum_x) ** 2 + (count * xy[1] - sum_y) ** 2,
-    )
-    return x, y
+    candidates_nd: NDArray[np.int64], inside_md: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    # Python integers: m times the distance to the mean is exact, and does not overflow.
+    total = [int(v) for v in inside_md.sum(axis=0)]
+    squared = [
+        sum((len(inside_md) * v - t) ** 2 for v, t in zip(index, total, strict=True))
+        for index in candidates_nd.tolist()
+    ]
+    nearest: NDArray[np.int64] = candidates_nd[squared.index(min(squared))]
+    return nearest

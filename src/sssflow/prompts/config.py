@@ -117,3 +117,26 @@ class SimulateConfig(Config):
         if not self.box and self.positive_points == 0:
             raise ValueError("a prompt needs a box or a positive point")
         return self
+
+
+class ReliableConfig(Config):
+    """Prompts from where a specialist is sure of itself (SemiSAM)."""
+
+    positive_points: int = Field(
+        3, ge=1, le=16, description="First the deepest confident pixel, then random ones."
+    )
+    negative_points: int = Field(
+        1, ge=0, le=16, description="Random pixels of the confident background near the object."
+    )
+    margin_share: float = Field(
+        0.25, ge=0, le=4, description="How near: share of the object's longest side."
+    )
+    min_pixels: int = Field(
+        16, ge=1, description="Fewer confident pixels of an object: it is not prompted."
+    )
+    max_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="An object larger than this share of the image is not prompted.",
+    )
