@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tools.helm import HelmUnavailableError, helm_path
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,3 +59,12 @@ def real_la() -> Path:
 def repository() -> Path:
     """Root of the repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def helm() -> Path:
+    """The real Helm, built from its Go module where it is not there, or a skip with the reason."""
+    try:
+        return helm_path()
+    except HelmUnavailableError as error:
+        pytest.skip(str(error))
