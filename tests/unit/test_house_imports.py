@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from sssflow.networks.registry import PROVIDED
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "sssflow"
@@ -23,7 +26,7 @@ ROOMS = {
     "ingest": {"volume", "storage", "contracts"},
     "networks": {"contracts", "storage"},
     "prompts": {"networks", "volume", "storage", "contracts"},
-    "sam": {"volume", "storage", "contracts", "prompts"},
+    "sam": {"networks", "volume", "storage", "contracts", "prompts"},
     "training": {"networks", "prompts", "sam", "volume", "storage", "contracts"},
     "evaluation": {"networks", "volume", "storage", "contracts"},
     "export": {"networks", "sam", "volume", "storage", "contracts"},
@@ -41,6 +44,8 @@ ROOT_MODULES = {
 
 NARROW = {
     ("sam", "prompts"): {"prompts.config", "prompts.simulate", "prompts.boxes"},
+    # SAM-2 as a student has the networks' interface; it knows no other network.
+    ("sam", "networks"): {"networks.base", "networks.config"},
     ("training", "sam"): {"sam.promptable", "sam.segmenter"},
 }
 """Where a room may import only some modules of another one."""
@@ -108,6 +113,27 @@ def test_every_room_imports_only_what_the_table_allows() -> None:
     assert [line for path in files for line in violations(path)] == []
 
 
+def module_names_in_strings(path: Path) -> list[str]:
+    """Strings of a file that are the dotted name of one of our modules."""
+    found = (
+        n.value
+        for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    )
+    dotted = [v.split(":")[0] for v in found if re.fullmatch(r"sssflow(\.\w+){2,}(:\w+)?", v)]
+    return [d for d in dotted if (SOURCE.parent / d.replace(".", "/")).with_suffix(".py").is_file()]
+
+
+def test_the_network_registry_alone_names_a_module_of_a_later_room() -> None:
+    named = [
+        (path.relative_to(SOURCE).parts[0], name)
+        for path in source_files()
+        for name in module_names_in_strings(path)
+    ]
+    across = [(room, name) for room, name in named if name.split(".")[1] != room and ROOMS[room]]
+    assert across == [("networks", "sssflow.sam.segmenter")] == [("networks", *PROVIDED.values())]
+
+
 @pytest.mark.parametrize(
     ("place", "line"),
     [
@@ -117,6 +143,8 @@ def test_every_room_imports_only_what_the_table_allows() -> None:
         ("evaluation/x.py", "from sssflow.training import loop"),
         ("training/x.py", "from sssflow.sam.torch_backend import TorchBackend"),
         ("pipeline/x.py", "def f():\n    from sssflow.ingest import stage"),
+        ("networks/x.py", "from sssflow.sam.segmenter import build_student"),
+        ("sam/x.py", "from sssflow.networks.registry import build_network"),
         ("errors.py", "from sssflow import configuration"),
         ("experiment.py", "from sssflow.ingest import stage"),
     ],

@@ -31,9 +31,9 @@ _EXAMPLE_BATCH = 2
 
 
 def export_graph(model: LoadedModel, *, opset: int) -> ModelProto:
-    """The student as an ONNX graph with free batch, rows and columns.
+    """The student as an ONNX graph with a free batch and, of a `free_size` network, free sides.
 
-    Rows and columns must be multiples of the network's stride. Equal weights give equal bytes:
+    Free rows and columns must be multiples of the network's stride. Equal weights give equal bytes:
     what the exporter knows of the machine (paths, stack traces) is taken out.
 
     Raises:
@@ -103,7 +103,10 @@ def tensor_contracts(
 ) -> tuple[tuple[TensorContract, ...], tuple[TensorContract, ...]]:
     """Inputs and outputs of the graph; a string names a free axis."""
     stride, classes = model.net.stride, len(model.description.class_names)
-    rows, cols = f"{stride}*rows", f"{stride}*cols"
+    rows: str | int = f"{stride}*rows"
+    cols: str | int = f"{stride}*cols"
+    if not model.net.free_size:
+        rows, cols = model.description.preprocessing.size_hw
     image = TensorContract(
         name=INPUT_NAME,
         dtype="float32",
@@ -134,6 +137,8 @@ def torch_logits(net: SegmentationNet, image_bchw: Tensor) -> Tensor:
 
 def _free_axes(net: SegmentationNet) -> dict[int, object]:
     batch = torch.export.Dim("batch", min=1)
+    if not net.free_size:
+        return {0: batch}
     rows, cols = torch.export.Dim("rows", min=1), torch.export.Dim("cols", min=1)
     return {0: batch, 2: net.stride * rows, 3: net.stride * cols}
 

@@ -75,8 +75,10 @@ def check_parity(
 
 
 def parity_sizes(model: LoadedModel, config: ExportConfig) -> tuple[tuple[int, int], ...]:
-    """Training size and a second, different one; both multiples of the stride."""
+    """Training size and, where the size is free, a second one; both multiples of the stride."""
     rows, cols = model.description.preprocessing.size_hw
+    if not model.net.free_size:
+        return ((rows, cols),)
     stride = model.net.stride
     scaled = [math.ceil(side * config.second_scale / stride) * stride for side in (rows, cols)]
     second = (scaled[0], scaled[1])

@@ -19,12 +19,14 @@ class SegmentationNet(nn.Module, ABC):
         feature_channels: Channels of each map of `features`, fine to coarse.
         stride: Every side of the input must be a multiple of it.
         dimensions: 2 for slices (b, c, h, w), 3 for volumes (b, c, s, h, w).
+        free_size: Whether one ONNX graph serves every size; False: it has the training size.
     """
 
     class_count: int
     feature_channels: tuple[int, ...]
     stride: int
     dimensions: int = 2
+    free_size: bool = True
 
     @abstractmethod
     def features(self, image_bchw: Tensor) -> list[Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypedDict
+from importlib import import_module
+from typing import Final, TypedDict
 
 import torch
 
@@ -54,6 +55,14 @@ NETWORKS: dict[str, Callable[[int, NetworkConfig], SegmentationNet]] = {
     "monai_dynunet": _monai_dynunet,
 }
 
+PROVIDED: Final = {"sam2": "sssflow.sam.segmenter"}
+"""Networks that a later room provides: its module has `build_student(class_count, config)`.
+
+This room knows the name alone. The module is loaded when a configuration or a stored model asks
+for the network, so that whoever builds networks (training, evaluation, prompts, export) can build
+this one too.
+"""
+
 
 def build_network(config: NetworkConfig, class_count: int, *, seed: int) -> SegmentationNet:
     """A freshly initialised network; equal arguments give bit-equal weights on CPU.
@@ -66,11 +75,20 @@ def build_network(config: NetworkConfig, class_count: int, *, seed: int) -> Segm
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return NETWORKS[config.name](class_count, config)
+            return _builder(config.name)(class_count, config)
         except ValueError as error:
             raise UsageError(
                 "The network cannot be built.", where=f"network {config.name}", found=error
             ) from None
+
+
+def _builder(name: str) -> Callable[[int, NetworkConfig], SegmentationNet]:
+    if name in NETWORKS:
+        return NETWORKS[name]
+    build: Callable[[int, NetworkConfig], SegmentationNet] = import_module(
+        PROVIDED[name]
+    ).build_student
+    return build
 
 
 def _sizes(config: NetworkConfig) -> _Sizes:

@@ -189,6 +189,33 @@ def recall(
     return conditioned
 
 
+def attend(
+    model: SAM2Base,
+    features: FeatureMaps,
+    memories: Sequence[Tensor],
+    positions: Sequence[Tensor],
+    places: Sequence[int],
+) -> Tensor:
+    """Coarse features after attention to memories that the caller chose; no object pointers.
+
+    Args:
+        model: The model.
+        features: Of n objects.
+        memories: One or more, each (n, c, y, x).
+        positions: Their position codes, alike.
+        places: Place of each in time: 0 the slice before, ..., `num_maskmem` - 1 a prompted one.
+    """
+    codes = [_flat(p) + model.maskmem_tpos_enc[k] for p, k in zip(positions, places, strict=True)]
+    out: Tensor = model.memory_attention(
+        curr=[_flat(features.coarse_bcyx)],
+        curr_pos=[_flat(features.position_bcyx)],
+        memory=torch.cat([_flat(m) for m in memories]),
+        memory_pos=torch.cat(codes),
+        num_obj_ptr_tokens=0,
+    )
+    return out.permute(1, 2, 0).reshape(features.coarse_bcyx.shape)
+
+
 def join(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Memory entries of several objects as one batch."""
     return {

@@ -41,7 +41,8 @@ def sparse_and_dense(
     Returns:
         Points (n, p, 2) in input coordinates (box corners first) with labels (n, p): 1 inside,
         0 outside, 2 and 3 box corners; None without points. Mask input (n, y, x); None without
-        masks, unless `hints` draws one; `grey_yx`, the slice on the mask grid, makes it better.
+        masks, unless `hints` draws one; `grey_yx`, the slice on the mask grid (or one per prompt,
+        (n, y, x)), makes it better.
     """
     points, labels = None, None
     if group[0].point_count:
@@ -50,7 +51,9 @@ def sparse_and_dense(
     rough = [p.mask_logits_yx for p in group if p.mask_logits_yx is not None]
     dense = np.stack(rough).astype(np.float32) if rough else None
     if hints:
-        grey = None if grey_yx is None else np.broadcast_to(grey_yx, (len(group), *grey_yx.shape))
+        grey = (
+            None if grey_yx is None else np.broadcast_to(grey_yx, (len(group), *grey_yx.shape[-2:]))
+        )
         dense = draw_hints(points, labels, dense, input_size, grey)
     return (None if points is None or labels is None else (points, labels)), dense
 
