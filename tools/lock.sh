@@ -16,3 +16,5 @@ compile pyproject.toml --extra cpu --extra kfp --extra serving \
     -c requirements/dev.txt -o requirements/runtime.txt
 compile requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 compile requirements/bootstrap.in -o requirements/bootstrap.txt
+# Triton's server for CPU stands apart: it wants another numpy, and only this much of its own list.
+compile requirements/triton.in --no-deps -o requirements/triton.txt

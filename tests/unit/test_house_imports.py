@@ -30,6 +30,7 @@ ROOMS = {
     "training": {"networks", "prompts", "sam", "volume", "storage", "contracts"},
     "evaluation": {"networks", "volume", "storage", "contracts"},
     "export": {"networks", "sam", "volume", "storage", "contracts"},
+    "serving": {"storage", "contracts"},
     "pipeline": {"contracts", "storage"},
     "cli": None,
 }
@@ -46,6 +47,7 @@ NARROW = {
     ("sam", "prompts"): {"prompts.config", "prompts.simulate", "prompts.boxes"},
     # SAM-2 as a student has the networks' interface; it knows no other network.
     ("sam", "networks"): {"networks.base", "networks.config"},
+    ("sam", "serving"): {"serving.client", "serving.config"},
     ("training", "sam"): {"sam.promptable", "sam.segmenter"},
 }
 """Where a room may import only some modules of another one."""

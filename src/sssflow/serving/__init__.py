@@ -1,0 +1,1 @@
+"""Triton: model repository, local server, client, check, bench, publish."""

@@ -1,0 +1,1 @@
+"""What runs inside Triton. Each file is copied as `model.py`, so none imports anything of ours."""
