@@ -16,6 +16,7 @@ from sssflow.training.method_config import (
     MeanTeacherConfig,
     MethodName,
     SssConfig,
+    UaMtConfig,
     UniMatchV2Config,
 )
 from sssflow.training.ramps import ScheduleKind
@@ -112,6 +113,7 @@ class TrainConfig(Config):
     optimiser: OptimiserConfig = Field(OptimiserConfig(), description="Optimiser.")
     augmentation: AugmentationConfig = Field(AugmentationConfig(), description="Views.")
     mean_teacher: MeanTeacherConfig = Field(MeanTeacherConfig(), description="mean_teacher only.")
+    ua_mt: UaMtConfig = Field(UaMtConfig(), description="ua_mt only.")
     unimatch_v2: UniMatchV2Config = Field(
         UniMatchV2Config(), description="unimatch_v2 and the base of sss."
     )
@@ -119,6 +121,11 @@ class TrainConfig(Config):
     seed: int = Field(1337, ge=0, le=2**31 - 1, description="Of weights, order and views.")
     evaluate: Literal["auto", "ema", "student"] = Field(
         "auto", description="Which network is measured and saved; auto: ema where there is one."
+    )
+    selection: Literal["validation", "last"] = Field(
+        "validation",
+        description="validation: keep the step with the best mean foreground Dice on the "
+        "validation cases; last: keep the last step, as papers without a validation set do.",
     )
     eval_every: int = Field(200, ge=1, description="Steps between validations.")
     checkpoint_every_steps: int = Field(1000, ge=1, description="Steps between checkpoints.")
@@ -137,11 +144,11 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _size_fits_the_network(self) -> Self:
-        stride = 2 ** (self.network.levels - 1)
+        stride = self.network.stride
         height, width = self.preprocessing.size_hw
         if height < stride or width < stride or height % stride or width % stride:
             raise ValueError(
                 f"preprocessing.size_hw {height}x{width} must be multiples of {stride}, "
-                f"the stride of a network with {self.network.levels} levels"
+                f"the stride of {self.network.name} with these settings"
             )
         return self

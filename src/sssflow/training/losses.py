@@ -90,9 +90,19 @@ def pseudo_label_loss(
     return torch.stack(terms).mean()
 
 
-def consistency_loss(logits_bkhw: Tensor, teacher_probability_bkhw: Tensor) -> Tensor:
-    """Mean squared difference of softmax outputs (Mean Teacher as in SSL4MIS)."""
-    return (logits_bkhw.float().softmax(1) - teacher_probability_bkhw.float()).square().mean()
+def consistency_loss(
+    logits_bkhw: Tensor, teacher_probability_bkhw: Tensor, certain_bhw: Tensor | None = None
+) -> Tensor:
+    """Mean squared difference of softmax outputs (Mean Teacher as in SSL4MIS).
+
+    With `certain_bhw`, the mean over those pixels alone (UA-MT); none: 0 with a gradient.
+    """
+    probability = logits_bkhw.float().softmax(1)
+    difference = (probability - teacher_probability_bkhw.float()).square()
+    if certain_bhw is None:
+        return difference.mean()
+    per_pixel = difference.mean(1) * certain_bhw
+    return per_pixel.sum() / certain_bhw.sum().clamp_min(1)
 
 
 def mask_target(probability_bfhw: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from sssflow.training.ramps import MaskWeightKind
 
 PseudoLossKind = Literal["ce", "dice", "ce_dice"]
 MaskLossKind = Literal["mse", "dice"]
-MethodName = Literal["supervised", "mean_teacher", "unimatch_v2", "sss"]
+MethodName = Literal["supervised", "mean_teacher", "ua_mt", "unimatch_v2", "sss"]
 
 
 class MeanTeacherConfig(Config):
@@ -25,6 +25,16 @@ class MeanTeacherConfig(Config):
     consistency_weight: float = Field(1.0, ge=0, description="Weight at the end of its ramp.")
     ramp_share: float = Field(0.4, ge=0, le=1, description="Length of the ramp, share of the run.")
     noise_std: float = Field(0.1, ge=0, le=1, description="Noise on the student's view.")
+
+
+class UaMtConfig(MeanTeacherConfig):
+    """UA-MT: Mean Teacher's settings and the uncertainty's."""
+
+    passes: int = Field(8, ge=1, le=64, description="Predictions that the uncertainty is made of.")
+    entropy_share_start: float = Field(
+        0.75, gt=0, le=1, description="Largest entropy that counts at first, share of ln k."
+    )
+    entropy_share_end: float = Field(1.0, gt=0, le=1, description="The same at the last step.")
 
 
 class UniMatchV2Config(Config):

@@ -146,6 +146,7 @@ def tiny_config() -> Callable[..., TrainConfig]:
             "precision": "float32",
             "sss": {"dfe_width": 8, "dfe_levels": [-1, -2]},
             "unimatch_v2": {"confidence_threshold": 0.3},
+            "ua_mt": {"passes": 2, "entropy_share_start": 1.0},
             **changes,
         }
         return TrainConfig.model_validate(data)

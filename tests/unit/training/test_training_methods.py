@@ -30,6 +30,8 @@ TERMS = [
     ("supervised", "labelled"),
     ("mean_teacher", "labelled"),
     ("mean_teacher", "consistency"),
+    ("ua_mt", "labelled"),
+    ("ua_mt", "consistency"),
     ("unimatch_v2", "labelled"),
     ("unimatch_v2", "unlabelled"),
     ("sss", "labelled"),

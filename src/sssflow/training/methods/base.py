@@ -13,6 +13,7 @@ from sssflow.networks.base import SegmentationNet
 from sssflow.training.config import AugmentationConfig, TrainConfig
 from sssflow.training.data import Batch, LabelledBatch
 from sssflow.training.ema import ema_ratio, update_teacher
+from sssflow.training.methods.streams import WeakView
 from sssflow.training.views import chosen, strong_view, weak_geometry
 
 
@@ -34,6 +35,27 @@ class LossTerms:
     def total(self) -> Tensor:
         """Sum of the terms."""
         return torch.stack(list(self.terms.values())).sum()
+
+    def __or__(self, other: LossTerms) -> LossTerms:
+        """Both together; where a name is in both, `other`'s."""
+        return LossTerms(
+            self.terms | other.terms, self.facts | other.facts, self.preview | other.preview
+        )
+
+
+@dataclass(frozen=True)
+class SeenUnlabelled:
+    """What the student and its target say about one weak view: all that a plug-in term needs.
+
+    Attributes:
+        weak: The view. Points or boxes made from the two below lie in its frame.
+        logits_bkhw: The student's logits, with a gradient.
+        target_bkhw: Probabilities without one: the teacher's, or the student's own if it has none.
+    """
+
+    weak: WeakView
+    logits_bkhw: Tensor
+    target_bkhw: Tensor
 
 
 class Method(ABC):
@@ -59,6 +81,13 @@ class Method(ABC):
     @abstractmethod
     def step(self, batch: Batch, step: int, generator: Generator) -> LossTerms:
         """Loss terms of one batch; draws every random number from `generator` (on its device)."""
+
+    def plug_in(self, seen: SeenUnlabelled, step: int, generator: Generator) -> LossTerms:
+        """Terms that a subclass adds to a method; none here.
+
+        mean_teacher, ua_mt and dan call it once per step with their unlabelled view.
+        """
+        return LossTerms({})
 
     @property
     def student(self) -> SegmentationNet:

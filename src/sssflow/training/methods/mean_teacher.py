@@ -1,4 +1,4 @@
-"""Mean Teacher (Tarvainen and Valpola, NeurIPS 2017) as the SSL4MIS baselines use it."""
+"""Mean Teacher (Tarvainen and Valpola, NeurIPS 2017; arXiv 1703.01780) as in SSL4MIS."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from sssflow.training.config import TrainConfig
 from sssflow.training.data import Batch
 from sssflow.training.ema import make_teacher
 from sssflow.training.losses import consistency_loss, supervised_loss
-from sssflow.training.methods.base import LossTerms, Method, labelled_view
+from sssflow.training.method_config import MeanTeacherConfig
+from sssflow.training.methods.base import LossTerms, Method, SeenUnlabelled, labelled_view
 from sssflow.training.methods.streams import statistics_kept, unlabelled_of, weak_view
 from sssflow.training.ramps import rising
+from sssflow.training.uncertainty import clipped_noise
 
 
 class MeanTeacher(Method):
@@ -22,36 +24,44 @@ class MeanTeacher(Method):
 
     def __init__(self, student: SegmentationNet, config: TrainConfig) -> None:
         super().__init__(student, config)
-        self.ema_decay = config.mean_teacher.ema_decay
-        self.ema_lag = config.mean_teacher.ema_lag
+        self.ema_decay = self.settings.ema_decay
+        self.ema_lag = self.settings.ema_lag
         self.ema = make_teacher(student)
         self.modules["teacher"] = self.ema
 
+    @property
+    def settings(self) -> MeanTeacherConfig:
+        """This method's section."""
+        return self.config.mean_teacher
+
     def step(self, batch: Batch, step: int, generator: Generator) -> LossTerms:
         """See `Method.step`."""
-        settings = self.config.mean_teacher
         image, label = labelled_view(batch.labelled, self.config.augmentation, generator)
         weak = weak_view(unlabelled_of(batch), self.config.augmentation.weak, generator)
         with torch.no_grad():
             target = self.ema(weak.image_bchw).float().softmax(1)
-        noise = torch.randn(weak.image_bchw.shape, generator=generator, device=generator.device)
-        noisy = weak.image_bchw + (settings.noise_std * noise).clamp(
-            -2 * settings.noise_std, 2 * settings.noise_std
-        )
+        noise = clipped_noise(weak.image_bchw, self.settings.noise_std, generator)
         with statistics_kept(self.student):
-            logits_u = self.student(noisy)
+            logits_u = self.student(weak.image_bchw + noise)
         logits_x = self.student(image)
-        weight = settings.consistency_weight * rising(
-            step, round(settings.ramp_share * self.config.steps)
-        )
-        return LossTerms(
-            {
-                "labelled": supervised_loss(logits_x, label),
-                "consistency": weight * consistency_loss(logits_u, target),
-            },
+        seen = SeenUnlabelled(weak, logits_u, target)
+        labelled = LossTerms(
+            {"labelled": supervised_loss(logits_x, label)},
             preview={
                 "image": weak.image_bchw[:, 0],
                 "teacher": target.argmax(1),
                 "prediction": logits_u.detach().argmax(1),
             },
         )
+        consistency = self.consistency(seen, step, generator)
+        return labelled | consistency | self.plug_in(seen, step, generator)
+
+    def consistency(self, seen: SeenUnlabelled, step: int, generator: Generator) -> LossTerms:
+        """The term between student and teacher, its weight applied."""
+        loss = consistency_loss(seen.logits_bkhw, seen.target_bkhw)
+        return LossTerms({"consistency": self.weight(step) * loss})
+
+    def weight(self, step: int) -> float:
+        """w(t)."""
+        length = round(self.settings.ramp_share * self.config.steps)
+        return self.settings.consistency_weight * rising(step, length)

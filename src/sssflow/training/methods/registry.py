@@ -11,11 +11,13 @@ from sssflow.training.methods.base import Method
 from sssflow.training.methods.mean_teacher import MeanTeacher
 from sssflow.training.methods.sss import Sss
 from sssflow.training.methods.supervised import Supervised
+from sssflow.training.methods.ua_mt import UaMt
 from sssflow.training.methods.unimatch_v2 import UniMatchV2
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "mean_teacher": MeanTeacher,
+    "ua_mt": UaMt,
     "unimatch_v2": UniMatchV2,
     "sss": Sss,
 }
