@@ -83,6 +83,41 @@ class SamConfig(Config):
         return self
 
 
+class GeneralistConfig(Config):
+    """The frozen promptable model that `semisam` asks inside the training step."""
+
+    kind: Literal["sam2", "sam_med3d"] = Field(
+        "sam2", description="sam2: slices, and volumes as video; sam_med3d: volumes only."
+    )
+    size: SamSize = Field("nano", description="sam2: nano, or one of the four official sizes.")
+    version: SamVersion = Field("2.1", description="sam2: version of the official model.")
+    weights: str | None = Field(
+        None, description="Checkpoint or safetensors file; null: the packaged weights (nano only)."
+    )
+    input_size: int = Field(
+        128, ge=32, le=2048, description="sam2: side of the square input, a multiple of 32."
+    )
+    slices_cached: int = Field(
+        0,
+        ge=0,
+        description="sam2: encoded slices that are kept. A slice is found again only if its view "
+        "is the same to the bit: with the geometry of augmentation.weak switched off.",
+    )
+    prompt_freq: int = Field(
+        2, ge=1, description="sam2, volumes: step between prompted slices of an object."
+    )
+    propagation: PropagationConfig = Field(
+        PropagationConfig(mode="memory"),
+        description="sam2, volumes: from the prompted slices to the others.",
+    )
+
+    @model_validator(mode="after")
+    def _input_size_fits(self) -> Self:
+        if self.input_size % 32:
+            raise ValueError("input_size must be a multiple of 32")
+        return self
+
+
 class RefineConfig(Config):
     """A later part of the pre-training: from the stored weights of the one before."""
 
