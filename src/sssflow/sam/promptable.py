@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sssflow.contracts.base import Sha256
 from sssflow.sam.geometry import Window
@@ -82,7 +83,7 @@ class Promptable(Protocol):
 
     @property
     def model_digest(self) -> Sha256:
-        """Digest of the weights."""
+        """Digest of the weights, or of the bundle of graphs that was made from them."""
 
     @property
     def input_size(self) -> int:
@@ -121,4 +122,58 @@ class PromptableVideo(Promptable, Protocol):
         """Segment a slice from memory alone; returns the memory with this slice added.
 
         `reverse` says that slices are visited from the last to the first.
+        """
+
+
+@dataclass(frozen=True)
+class Region:
+    """One object of one sample of a batch, as a specialist shows it to a generalist.
+
+    Coordinates are indices of the sample's grid in array order: (row, column), or (slice, row,
+    column) for volumes. A generalist uses what it understands of points, box and rough mask.
+
+    Attributes:
+        sample: Index in the batch.
+        points_pd: Clicks; may be none.
+        labels_p: 1 inside, 0 outside.
+        support: Where the object is believed to be, of the grid's shape; chooses the slices of a
+            volume that are prompted.
+        box_2d: First and last index along each axis, inclusive; or None.
+        rough: Logits of a rough mask on the grid, or None.
+    """
+
+    sample: int
+    points_pd: NDArray[np.int64]
+    labels_p: NDArray[np.int64]
+    support: NDArray[np.bool_]
+    box_2d: NDArray[np.int64] | None = None
+    rough: Floats | None = None
+
+
+@runtime_checkable
+class Generalist(Protocol):
+    """A frozen promptable model inside a training step (SemiSAM): a batch in, masks out.
+
+    It is built outside the training, never trained, and no part of a checkpoint.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is, for the record of a run: kind, size, input."""
+
+    @property
+    def digest(self) -> Sha256:
+        """Digest of weights and settings: of all that its masks depend on beside the prompts."""
+
+    def answer(self, image: Tensor, regions: Sequence[Region]) -> tuple[Tensor, Tensor]:
+        """Mask logits (n, *grid) and estimated IoU (n,) of n objects, float32 and without gradient.
+
+        Args:
+            image: (b, 1, h, w) slices or (b, 1, s, h, w) volumes, on any device; the answer is on
+                the same. Values in [0, 1] are taken as they are, others brought there by the 0.5
+                and 99.5 percentiles of the sample.
+            regions: In the order of the answer; none gives tensors of length 0.
+
+        Raises:
+            UsageError: It does not take images of this number of axes.
         """

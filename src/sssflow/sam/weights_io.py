@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -74,20 +75,41 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
         DataError: The file is missing, is no weights file, holds code, or its keys or shapes are
             not those of the model; the message names the first few and the size it looks like.
     """
-    state = read_state(path)
-    expected = model.state_dict()
-    problems = _differences(expected, state)
+    state, own = read_state(path), model.state_dict()
+    put_state(
+        model,
+        state,
+        path,
+        expected=f"SAM-2 {guess_size(own)}",
+        looks_like=f"SAM-2 {guess_size(state)}",
+    )
+
+
+def put_state(
+    model: torch.nn.Module,
+    state: Mapping[str, Tensor],
+    path: Path,
+    *,
+    expected: str,
+    looks_like: str,
+) -> None:
+    """Put tensors that were read from `path` into `model`; all or nothing.
+
+    Raises:
+        DataError: Names or shapes are not those of the model; the first few are named.
+    """
+    own = model.state_dict()
+    problems = _differences(own, state)
     if problems:
         more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise DataError(
-            "The weights do not fit the SAM-2 model.",
+            "The weights do not fit the model.",
             where=path,
-            expected=f"SAM-2 {guess_size(expected)}: {len(expected)} tensors",
-            found=f"{'; '.join(problems[:_SHOWN])}{more}; the file looks like "
-            f"SAM-2 {guess_size(state)}",
+            expected=f"{expected}: {len(own)} tensors",
+            found=f"{'; '.join(problems[:_SHOWN])}{more}; the file looks like {looks_like}",
             action="Choose the size and version that the file is for, or another file.",
         )
-    model.load_state_dict({name: state[name].to(t.dtype) for name, t in expected.items()})
+    model.load_state_dict({name: state[name].to(t.dtype) for name, t in own.items()})
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -98,12 +120,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise DataError(
-            "The SAM-2 weights are missing.", where=path, action="Check the path `sam.weights`."
+            "The weights are missing.", where=path, action="Check the path of the weights."
         )
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # SAM-Med3D's training kept its arguments in the file: a Namespace is plain attributes.
+        with torch.serialization.safe_globals([Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise DataError(
             "The checkpoint holds more than tensors and is refused.",
@@ -114,12 +138,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise _unreadable(path, error) from None
-    state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+    state = loaded
+    if isinstance(loaded, dict):
+        state = loaded.get("model", loaded.get("model_state_dict", loaded))
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise DataError(
             "The checkpoint is not a table of tensors.",
             where=path,
-            expected="{'model': {name: tensor}}",
+            expected="{'model': {name: tensor}} or {'model_state_dict': {name: tensor}}",
             found=type(state).__name__,
         )
     return dict(state)
@@ -164,7 +190,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(
-        "The SAM-2 weights cannot be read.",
+        "The weights cannot be read.",
         where=path,
         expected="a safetensors file or a PyTorch checkpoint",
         found=str(error).splitlines()[0] if str(error) else type(error).__name__,
