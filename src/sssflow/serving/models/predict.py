@@ -65,7 +65,7 @@ class TritonPythonModel:
     def _predict(self, given: Mapping[str, Array]) -> dict[str, Array]:
         objects = read_prompts(given)
         image = given["image"]
-        key = hashlib.sha256(np.ascontiguousarray(image)).digest()
+        key = hashlib.sha256(image.tobytes()).digest()
         features = self._cache.get(key)
         if features is None:
             features = self._call("sam2_encoder", {"image": normalised(image)}, FEATURES)

@@ -102,7 +102,8 @@ def on_grid(
     """Labels (b, h, w) of network logits."""
     rule = preprocessing["prediction_interpolation"]
     grown = resized(logits_bkyx, (shape_hw[0], shape_hw[1]), rule)
-    return grown.argmax(axis=1).astype(np.uint8)
+    labels: NDArray[np.uint8] = grown.argmax(axis=1).astype(np.uint8)
+    return labels
 
 
 def scaled(volume_shw: Floats, rule: Mapping[str, Any]) -> Floats:
@@ -115,7 +116,8 @@ def scaled(volume_shw: Floats, rule: Mapping[str, Any]) -> Floats:
         deviation = float(volume.std())
         if deviation == 0:
             return np.zeros_like(volume)
-        return (volume - np.float32(volume.mean())) / np.float32(deviation)
+        standard: Floats = (volume - np.float32(volume.mean())) / np.float32(deviation)
+        return standard
     if kind == "minmax":
         low, high = float(volume.min()), float(volume.max())
     elif kind == "percentile":
