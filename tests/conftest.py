@@ -10,9 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tools.helm import HelmUnavailableError, helm_path
+from tools.go_tool import GoTool, ToolUnavailableError
+from tools.helm import HELM
 
 ROOT = Path(__file__).resolve().parent.parent
+
+VERSITYGW = GoTool(
+    name="versitygw",
+    package="github.com/versity/versitygw/cmd/versitygw",
+    version="v1.8.0",
+    version_variable="main.Version",
+    version_arguments=("--version",),
+)
 
 # Test processes run side by side: one compute thread each, and none that waits by spinning. This
 # stands before the first import of torch, which reads it once.
@@ -64,7 +73,17 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def helm() -> Path:
     """The real Helm, built from its Go module where it is not there, or a skip with the reason."""
+    return _tool_or_skip(HELM)
+
+
+@pytest.fixture(scope="session")
+def versitygw() -> Path:
+    """A real S3 server over a folder, found or built like Helm, or a skip with the reason."""
+    return _tool_or_skip(VERSITYGW)
+
+
+def _tool_or_skip(tool: GoTool) -> Path:
     try:
-        return helm_path()
-    except HelmUnavailableError as error:
+        return tool.path()
+    except ToolUnavailableError as error:
         pytest.skip(str(error))
