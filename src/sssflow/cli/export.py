@@ -1,11 +1,13 @@
-"""`sssflow export`: a trained student as ONNX with parity figures and a model card."""
+"""`sssflow export`: a trained student, or SAM-2, as ONNX that was proven to compute the same."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from sssflow.cli.progress import working
 from sssflow.cli.session import (
@@ -16,12 +18,36 @@ from sssflow.cli.session import (
     SetOption,
     finish,
     need,
+    quoted,
     read_experiment,
     show_config,
 )
+from sssflow.configuration import load_config
 
 
-def export(
+class _StudentByDefault(TyperGroup):
+    """`sssflow export MANIFEST MODEL OUT` means `sssflow export student …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["student", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_StudentByDefault,
+    help="Models as ONNX. Without the word student or sam2, the student is meant.",
+    no_args_is_help=True,
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Models as ONNX. Without the word student or sam2, the student is meant."""
+
+
+@app.command()
+def student(
     context: typer.Context,
     dataset: Annotated[
         Path | None,
@@ -55,7 +81,7 @@ def export(
     reads |= {"run": run} if run is not None else {}
     reads |= {"evaluation": evaluation} if evaluation is not None else {}
     does = "writes ONNX, compares it with PyTorch on real slices, and writes the model card"
-    if not Plan("export", does, out, reads).start(context, dry_run=dry_run):
+    if not Plan("export student", does, out, reads).start(context, dry_run=dry_run):
         return
     from sssflow.export import stage
 
@@ -69,3 +95,71 @@ def export(
         "masks equal": all(figure.masks_equal for figure in bundle.parity),
     }
     finish(out / "bundle.json", facts)
+
+
+@app.command()
+def sam2(
+    context: typer.Context,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="Checkpoint or safetensors file; none: the packaged nano."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", help="nano, tiny, small, base_plus or large.")
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", help="2.0 or 2.1, of an official size.")
+    ] = None,
+    sizes: Annotated[
+        str | None, typer.Option("--sizes", help="Input sizes in pixels, such as 256,512,1024.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")
+    ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option("--dataset", help="manifest.json for the gates of other precisions."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML with the keys of --print-config.")
+    ] = None,
+    settings: SetOption = None,
+    print_config: PrintConfigOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Write SAM-2 as ONNX graphs that passed their gates: OUT/bundle.json."""
+    from sssflow.export.config import Sam2ExportConfig
+
+    given = {"size": size, "version": version, "weights": weights, "precision": precision}
+    options = [f"{key}={json.dumps(str(v))}" for key, v in given.items() if v is not None]
+    options += [f"sizes_px=[{sizes}]"] if sizes is not None else []
+    chosen = load_config(Sam2ExportConfig, config, [*(settings or ()), *options])
+    if print_config:
+        show_config(chosen)
+        return
+    out = need(out, "OUT", "the folder for the bundle")
+    listed = ", ".join(str(side) for side in chosen.sizes_px)
+    does = f"writes SAM-2 {chosen.size} for {listed} px ({chosen.precision}) behind gates"
+    reads = {"weights": weights} if weights is not None else {}
+    reads |= {"dataset": dataset} if dataset is not None else {}
+    if not Plan("export sam2", does, out, reads).start(context, dry_run=dry_run):
+        return
+    from sssflow.export import sam2_stage
+
+    with working("export"):
+        bundle = sam2_stage.run(chosen, out, dataset=dataset)
+    facts = {"graphs": len(bundle.graphs), "gates": f"{len(bundle.gates)} passed"}
+    infer = ["sssflow", "infer", "MANIFEST", "PROMPTS", "MASKS"]
+    keys = {
+        "backend": "onnx",
+        "size": chosen.size,
+        "version": chosen.version,
+        "input_size": chosen.sizes_px[0],
+        "onnx.bundle": out,
+    }
+    for key, value in keys.items():
+        infer += ["--set", f"sam.{key}={value}"]
+    finish(out / "bundle.json", facts, [quoted(*infer)])

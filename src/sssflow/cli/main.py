@@ -36,7 +36,7 @@ app.command("train")(train.train)
 app.command("prompts")(prompts.prompts)
 app.command("infer")(infer.infer)
 app.command("evaluate")(evaluate.evaluate)
-app.command("export")(export.export)
+app.add_typer(export.app, name="export")
 app.add_typer(sam2.app, name="sam2")
 app.add_typer(pipeline.app, name="pipeline")
 

@@ -6,12 +6,8 @@ Axis letters: b batch, c input channels (1), k classes, h rows, w columns.
 from __future__ import annotations
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
-import onnx
 import torch
 from onnx import ModelProto
 from torch import Tensor
@@ -19,7 +15,7 @@ from torch import Tensor
 import sssflow
 from sssflow.contracts.base import Sha256
 from sssflow.contracts.bundle import TensorContract
-from sssflow.errors import InternalError
+from sssflow.export.tracing import trace
 from sssflow.networks.base import SegmentationNet
 from sssflow.networks.trained import LoadedModel
 
@@ -42,32 +38,15 @@ def export_graph(model: LoadedModel, *, opset: int) -> ModelProto:
     net = model.net
     rows, cols = model.description.preprocessing.size_hw
     example_bchw = torch.zeros(_EXAMPLE_BATCH, 1, rows, cols)
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                net,
-                (example_bchw,),
-                dynamo=True,
-                opset_version=opset,
-                input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
-                dynamic_shapes=(_free_axes(net),),
-                external_data=False,
-                verbose=False,
-            )
-        if program is None:
-            raise InternalError("The ONNX exporter gave no graph.")
-        graph: ModelProto = program.model_proto
-        _forget_the_machine(graph)
-        onnx.checker.check_model(graph, full_check=True)
-    except (RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
-        raise InternalError(
-            "The student cannot be exported to ONNX.",
-            where=f"network {model.description.network.get('name')}",
-            found=str(e)[:1000],
-            action="Please report it with the model.json.",
-        ) from e
-    return graph
+    return trace(
+        net,
+        (example_bchw,),
+        (_free_axes(net),),
+        inputs=[INPUT_NAME],
+        outputs=[OUTPUT_NAME],
+        opset=opset,
+        what=f"network {model.description.network.get('name')}",
+    )
 
 
 def set_metadata(graph: ModelProto, facts: Mapping[str, str]) -> None:
@@ -141,27 +120,3 @@ def _free_axes(net: SegmentationNet) -> dict[int, object]:
         return {0: batch}
     rows, cols = torch.export.Dim("rows", min=1), torch.export.Dim("cols", min=1)
     return {0: batch, 2: net.stride * rows, 3: net.stride * cols}
-
-
-def _forget_the_machine(model: ModelProto) -> None:
-    parts = [model, model.graph, *model.graph.node, *model.graph.value_info]
-    parts += [*model.graph.input, *model.graph.output, *model.graph.initializer]
-    for function in model.functions:
-        parts += [function, *function.node, *function.value_info]
-    for part in parts:
-        del part.metadata_props[:]
-        part.ClearField("doc_string")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and deprecations out of the log."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

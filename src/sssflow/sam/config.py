@@ -45,6 +45,19 @@ class PropagationConfig(Config):
     )
 
 
+class OnnxConfig(Config):
+    """Settings of the backend `onnx`."""
+
+    bundle: str | None = Field(
+        None, description="Folder that `sssflow export sam2` wrote; needed by the backend onnx."
+    )
+    threads: int = Field(0, ge=0, description="Threads of ONNX Runtime; 0: one per core.")
+    spinning: bool = Field(
+        False,
+        description="Let idle threads spin: a little faster alone, much slower beside others.",
+    )
+
+
 class SamConfig(Config):
     """Settings of the infer stage."""
 
@@ -72,7 +85,8 @@ class SamConfig(Config):
         PropagationConfig(), description="How masks travel through the volume."
     )
     backend: Literal["torch", "onnx", "triton"] = Field("torch", description="What runs SAM-2.")
-    device: str = Field("cpu", description="PyTorch device, such as cpu or cuda:0.")
+    onnx: OnnxConfig = Field(OnnxConfig(), description="Settings of the backend onnx.")
+    device: str = Field("cpu", description="Device, such as cpu or cuda:0.")
     encode_batch: int = Field(8, ge=1, le=256, description="Slices encoded at once.")
     seed: int = Field(0, ge=0, description="Kept for the record; inference draws nothing.")
 

@@ -7,6 +7,7 @@ weights and settings takes over every record whose file still has its digest.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +20,8 @@ from sssflow.contracts.masks import CaseMasks, MaskSet, require_same_dataset
 from sssflow.contracts.prompts import CasePrompts, PromptSet
 from sssflow.contracts.weights import PromptableWeights
 from sssflow.errors import DataError, UsageError
-from sssflow.sam.config import SamConfig
+from sssflow.sam.config import OnnxConfig, SamConfig
+from sssflow.sam.onnx_backend import load_onnx_promptable
 from sssflow.sam.pretrain_data import intensity_rule
 from sssflow.sam.promptable import Promptable
 from sssflow.sam.propagate import segment_volume
@@ -28,6 +30,11 @@ from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import sha256_bytes, verified_path
 from sssflow.volume.intensity import normalise
 from sssflow.volume.packed import read_packed, write_packed
+
+BACKENDS: dict[str, Callable[[SamConfig], Promptable]] = {
+    "torch": load_torch_promptable,
+    "onnx": load_onnx_promptable,
+}
 
 _LOG = logging.getLogger(__name__)
 
@@ -92,7 +99,7 @@ def run(
 
 def _settings_digest(config: SamConfig) -> Sha256:
     """Digest of the settings without the place of the weights, which have a digest of their own."""
-    return config.model_copy(update={"weights": None}).digest()
+    return config.model_copy(update={"weights": None, "onnx": OnnxConfig()}).digest()
 
 
 def load_promptable(config: SamConfig) -> Promptable:
@@ -101,15 +108,16 @@ def load_promptable(config: SamConfig) -> Promptable:
     Raises:
         UsageError: The backend is not part of this version.
     """
-    if config.backend != "torch":
+    load = BACKENDS.get(config.backend)
+    if load is None:
         raise UsageError(
             f"The SAM-2 backend {config.backend!r} is not part of this version.",
             where="sam.backend",
-            expected="torch",
+            expected=" | ".join(BACKENDS),
             found=config.backend,
-            action="Set sam.backend to torch.",
+            action="Set sam.backend to one of these.",
         )
-    return load_torch_promptable(config)
+    return load(config)
 
 
 def _coarse(prompts: CasePrompts, base: Path) -> NDArray[np.uint8] | None:

@@ -23,7 +23,8 @@ VERBS = (
     ("prompts",),
     ("infer",),
     ("evaluate",),
-    ("export",),
+    ("export", "student"),
+    ("export", "sam2"),
     ("sam2", "pretrain"),
     ("pipeline", "run"),
     ("demo",),
@@ -79,7 +80,8 @@ def test_an_unknown_key_is_exit_64_with_the_nearest_name(
 
 
 @pytest.mark.parametrize(
-    "verb", [v for v in VERBS if v not in {("data", "phantoms"), ("sam2", "pretrain")}]
+    "verb",
+    [v for v in VERBS if v not in {("data", "phantoms"), ("sam2", "pretrain"), ("export", "sam2")}],
 )
 def test_printed_settings_are_read_back_equal(
     verb: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -103,6 +105,8 @@ def test_printed_settings_are_read_back_equal(
         (["infer", "HERE", "PROMPTS", "OUT"], "prompts"),
         (["evaluate", "HERE", "OUT", "--model", "a=MODEL"], "a"),
         (["export", "HERE", "HERE", "OUT", "--run", "RUN"], "run"),
+        (["export", "student", "HERE", "HERE", "OUT", "--run", "RUN"], "run"),
+        (["export", "sam2", "OUT", "--weights", "WEIGHTS"], "weights"),
     ],
 )
 def test_an_input_that_is_not_there_is_exit_65_and_named(
