@@ -125,18 +125,28 @@ class TritonClient:
             ),
         )
 
-    def run_all(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Arrays]]:
+    def run_all(
+        self, jobs: Iterable[Job], *, note: Callable[[float], None] | None = None
+    ) -> Iterator[tuple[int, Arrays]]:
         """Answers as they come, each job's exactly once; `concurrency` requests are under way.
 
         Jobs are drawn as they are needed, so that a long series needs little memory. The first
-        failure ends the series; requests that were not sent yet are not sent any more.
+        failure ends the series; requests that were not sent yet are not sent any more. `note` is
+        told the seconds of each request, from send to answer, by the thread that made it.
 
         Raises:
             The errors of `infer`.
         """
+
+        def ask(job: Job) -> Arrays:
+            start = time.perf_counter()
+            found = self.infer(job.model, job.inputs, job.outputs)
+            if note is not None:
+                note(time.perf_counter() - start)
+            return found
+
         waiting = iter(jobs)
         running: dict[Future[Arrays], int] = {}
-        # One more than the server works on, so that it never waits for the client.
         with ThreadPoolExecutor(self.config.concurrency, "triton") as pool:
             try:
                 while True:
@@ -144,7 +154,7 @@ class TritonClient:
                         job = next(waiting, None)
                         if job is None:
                             break
-                        future = pool.submit(self.infer, job.model, job.inputs, job.outputs)
+                        future = pool.submit(ask, job)
                         running[future] = job.key
                     if not running:
                         return

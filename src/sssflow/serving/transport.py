@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -170,7 +171,7 @@ class HttpTransport:
         try:
             link.request(method, path, body=body, headers=dict(headers))
             answer = link.getresponse()
-            data = answer.read()
+            data = _read(answer, link, time.monotonic() + deadline_s)
         except TimeoutError as error:
             raise TransportError("DEADLINE_EXCEEDED", str(error)) from None
         except (OSError, http.client.HTTPException) as error:
@@ -181,7 +182,20 @@ class HttpTransport:
             message = _said(data)
             code = _HTTP_CODES.get(answer.status, "INTERNAL")
             raise TransportError("NOT_FOUND" if _UNKNOWN_MODEL in message else code, message)
-        return data, answer.headers
+        return data, dict(answer.headers)
+
+
+def _read(answer: http.client.HTTPResponse, link: http.client.HTTPConnection, end: float) -> bytes:
+    """The body; the time limit of the socket is for one piece, this one for all."""
+    parts = []
+    while part := answer.read(1 << 20):
+        parts.append(part)
+        left_s = end - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the answer is too slow")
+        if link.sock is not None:
+            link.sock.settimeout(left_s)
+    return b"".join(parts)
 
 
 _LENGTH = "Inference-Header-Content-Length"

@@ -126,7 +126,8 @@ def scaled(volume_shw: Floats, rule: Mapping[str, Any]) -> Floats:
         low, high = rule["window_low"], rule["window_high"]
     if high <= low:
         return np.zeros_like(volume)
-    return np.clip((volume - np.float32(low)) / np.float32(high - low), 0, 1, dtype=np.float32)
+    share: Floats = (volume - np.float32(low)) / np.float32(high - low)
+    return np.clip(share, np.float32(0), np.float32(1))
 
 
 def resized(maps: Floats, size_hw: tuple[int, int], interpolation: str) -> Floats:

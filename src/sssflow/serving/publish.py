@@ -1,0 +1,274 @@
+"""Bring a new version of a served model live, or bring the former one back.
+
+The order for each model: files beside the repository, verified; the version folder appears by one
+rename; `config.pbtxt` is replaced; the server loads it. When all are loaded, each is asked once. If
+anything fails, all models go back together: the former `config.pbtxt` returns, the new version
+folder goes, and the server loads the former version. A journal in the repository lets the next
+call take back what a killed one left.
+
+The live repository must be a folder that the server sees (a volume, a mount).
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from sssflow.contracts.base import Contract, ObjectRef, Record
+from sssflow.contracts.model_repository import REPOSITORY_FILE, ModelRepository, ServedModel
+from sssflow.errors import DataError, InternalError, SssflowError, UsageError
+from sssflow.serving.bench import sample_inputs
+from sssflow.serving.client import TritonClient
+from sssflow.storage.atomic import disk_errors, fsync_folder, write_bytes, write_text
+from sssflow.storage.contracts import load_contract, save_contract
+from sssflow.storage.digest import verified_path
+from sssflow.storage.uri import to_path
+
+_LOG = logging.getLogger(__name__)
+_JOURNAL = "publish.json"
+_CONFIG = "config.pbtxt"
+
+
+class _Change(Record):
+    """One model before and after."""
+
+    model: str
+    version: int
+    former_version: int | None
+    former_config: str | None
+
+
+class _Publication(Contract):
+    """What is under way; stands in the repository until all of it is live."""
+
+    schema_name: ClassVar[str] = "sssflow.publication"
+
+    changes: tuple[_Change, ...]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is live now."""
+
+    model: str
+    version: int
+    former_version: int | None
+
+
+def run(source: str, target: str, client: TritonClient) -> tuple[Published, ...]:
+    """Publish every model of `source` whose files differ from those that are live.
+
+    Models that call others come last, so that none is asked before its parts are new.
+
+    Args:
+        source: Path or `file://` of a folder with `repository.json`.
+        target: Path or `file://` of the repository that the server reads.
+        client: Of the server, which runs in explicit model control.
+
+    Raises:
+        DataError: A file of the source is missing or changed, or a model does not load; the
+            former version is live.
+        InternalError: A model loads and cannot be asked; the former version is live.
+        UnavailableError: No server; what was changed is taken back as far as the disk allows.
+    """
+    from_folder, live = to_path(source), to_path(target)
+    described = load_contract(ModelRepository, from_folder / REPOSITORY_FILE)
+    for model in described.models:
+        for ref in model.files:
+            verified_path(ref, base=from_folder)
+    recover(live, client)
+    changes: list[_Change] = []
+    try:
+        for model in described.models:
+            if _is_live(model, live):
+                continue
+            changes.append(_plan(model, live))
+            _upload(changes, model, from_folder, live)
+            client.load(model.name)
+        for model in described.models:
+            _smoke(client, model)
+    except BaseException:
+        _LOG.warning("the publication failed; taking back %d model(s)", len(changes))
+        _take_back(changes, live, client)
+        raise
+    _describe(described, live)
+    (live / _JOURNAL).unlink(missing_ok=True)
+    return tuple(Published(c.model, c.version, c.former_version) for c in changes)
+
+
+def recover(live: Path, client: TritonClient) -> bool:
+    """Take back what a killed publication left half done; says whether there was anything.
+
+    Raises:
+        UnavailableError: The server cannot load the former version now.
+    """
+    if not (live / _JOURNAL).is_file():
+        return False
+    changes = load_contract(_Publication, live / _JOURNAL).changes
+    _LOG.warning("a publication was interrupted; taking back %d model(s)", len(changes))
+    _take_back(changes, live, client)
+    return True
+
+
+def sync(
+    source: str, target: Path, models: tuple[str, ...] = (), digest: str = ""
+) -> ModelRepository:
+    """Copy a repository, every file verified, `repository.json` last.
+
+    Args:
+        source: Path or `file://` of a folder with `repository.json`.
+        target: Folder; a model that is not in the source stays.
+        models: Only these; empty: all.
+        digest: What the repository must have as its digest; empty: any.
+
+    Raises:
+        DataError: Another digest, or a file is missing or changed.
+        UsageError: The repository has no such model.
+        UnavailableError: The disk refuses.
+    """
+    folder = to_path(source)
+    described = load_contract(ModelRepository, folder / REPOSITORY_FILE)
+    if digest and described.digest != digest:
+        raise DataError(
+            "The model repository is another one than expected.",
+            where=source,
+            expected=digest,
+            found=described.digest,
+            action="Deploy with the digest that `sssflow serve repository` printed.",
+        )
+    known = {model.name for model in described.models}
+    if missing := set(models) - known:
+        raise UsageError(
+            "The repository has no such model.",
+            where=source,
+            expected=" | ".join(sorted(known)),
+            found=", ".join(sorted(missing)),
+        )
+    chosen = tuple(m for m in described.models if not models or m.name in models)
+    for number, model in enumerate(chosen, start=1):
+        for ref in model.files:
+            _copy(ref, folder, target / ref.uri)
+        _LOG.info("model %d of %d: %s", number, len(chosen), model.name)
+    kept = described.model_copy(update={"models": chosen})
+    save_contract(kept, target / REPOSITORY_FILE)
+    return kept
+
+
+def _plan(model: ServedModel, live: Path) -> _Change:
+    folder = live / model.name
+    versions, config = _versions(folder), folder / _CONFIG
+    return _Change(
+        model=model.name,
+        version=max(versions, default=0) + 1,
+        former_version=max(versions, default=None),
+        former_config=config.read_text("utf-8") if config.is_file() else None,
+    )
+
+
+def _upload(changes: Sequence[_Change], model: ServedModel, source: Path, live: Path) -> None:
+    """The version folder by one rename, then the config; the journal stands before both."""
+    change, folder = changes[-1], live / model.name
+    with disk_errors(folder):
+        staged = folder / f".{change.version}.sssflow-tmp"
+        shutil.rmtree(staged, ignore_errors=True)
+        prefix = f"{model.name}/{model.version}/"
+        for ref in model.files:
+            if ref.uri.startswith(prefix):
+                _copy(ref, source, staged / ref.uri.removeprefix(prefix))
+        save_contract(_Publication(changes=tuple(changes)), live / _JOURNAL)
+        staged.rename(folder / str(change.version))
+        fsync_folder(folder)
+        write_bytes(folder / _CONFIG, (source / model.name / _CONFIG).read_bytes())
+
+
+def _copy(ref: ObjectRef, source: Path, target: Path) -> None:
+    """Copy a verified file, and verify the copy."""
+    write_bytes(target, verified_path(ref, base=source).read_bytes())
+    verified_path(ref.model_copy(update={"uri": target.name}), base=target.parent)
+
+
+def _take_back(changes: Sequence[_Change], live: Path, client: TritonClient) -> None:
+    """Files of all models first, then the server: parts before the models that call them."""
+    for change in changes:
+        folder = live / change.model
+        with disk_errors(folder):
+            shutil.rmtree(folder / str(change.version), ignore_errors=True)
+            shutil.rmtree(folder / f".{change.version}.sssflow-tmp", ignore_errors=True)
+            if change.former_config is not None:
+                write_text(folder / _CONFIG, change.former_config)
+    for change in changes:
+        if change.former_version is not None:
+            client.load(change.model)
+            continue
+        client.unload(change.model)
+        shutil.rmtree(live / change.model, ignore_errors=True)
+    (live / _JOURNAL).unlink(missing_ok=True)
+
+
+def _smoke(client: TritonClient, model: ServedModel) -> None:
+    """One inference whose outputs are there and finite.
+
+    Raises:
+        InternalError: They are not.
+    """
+    names = [tensor.name for tensor in model.outputs]
+    try:
+        answers = client.infer(model.name, sample_inputs(model), names)
+    except SssflowError as error:
+        raise InternalError(
+            "A published model cannot be asked; the former version is live again.",
+            where=model.name,
+            found=error.found or error.what,
+        ) from None
+    bad = [name for name in names if not np.isfinite(answers[name]).all()]
+    if bad:
+        raise InternalError(
+            "A published model gives values that are not finite; the former version is live again.",
+            where=model.name,
+            found=", ".join(bad),
+        )
+
+
+def _is_live(model: ServedModel, live: Path) -> bool:
+    """Whether the newest live version has the same files."""
+    newest = max(_versions(live / model.name), default=None)
+    if newest is None:
+        return False
+    for ref in model.files:
+        uri = ref.uri.replace(f"{model.name}/{model.version}/", f"{model.name}/{newest}/", 1)
+        try:
+            verified_path(ref.model_copy(update={"uri": uri}), base=live)
+        except DataError:
+            return False
+    return True
+
+
+def _describe(described: ModelRepository, live: Path) -> None:
+    """Write `repository.json` of what is live: the published models and those there before."""
+    models = []
+    for model in described.models:
+        newest = max(_versions(live / model.name))
+        old, new = f"{model.name}/{model.version}/", f"{model.name}/{newest}/"
+        files = tuple(
+            ref.model_copy(update={"uri": ref.uri.replace(old, new, 1)}) for ref in model.files
+        )
+        models.append(model.model_copy(update={"version": newest, "files": files}))
+    named = {model.name for model in models}
+    if (live / REPOSITORY_FILE).is_file():
+        before = load_contract(ModelRepository, live / REPOSITORY_FILE)
+        models = [*(m for m in before.models if m.name not in named), *models]
+    save_contract(described.model_copy(update={"models": tuple(models)}), live / REPOSITORY_FILE)
+
+
+def _versions(folder: Path) -> list[int]:
+    """Numbers of the version folders that the server would see."""
+    if not folder.is_dir():
+        return []
+    names = (path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(int(name) for name in names if name.isdigit() and not name.startswith("0"))
