@@ -14,10 +14,15 @@ from sssflow.contracts.model import Preprocessing
 from sssflow.networks.config import NetworkConfig
 from sssflow.training.method_config import (
     MeanTeacherConfig,
+    BcpConfig,
+    CpsConfig,
+    DanConfig,
+    FixMatchConfig,
     MethodName,
     SssConfig,
     UaMtConfig,
     UniMatchV2Config,
+    UniMatchConfig,
 )
 from sssflow.training.ramps import ScheduleKind
 
@@ -108,13 +113,32 @@ class TrainConfig(Config):
         Preprocessing(), description="From stored voxels to network input; kept with the model."
     )
     steps: int = Field(3000, ge=1, description="Optimiser steps.")
-    batch_labelled: int = Field(8, ge=1, description="Labelled slices per step.")
-    batch_unlabelled: int = Field(8, ge=1, description="Unlabelled slices per step.")
+    batch_labelled: int = Field(8, ge=1, description="Labelled slices or patches per step.")
+    batch_unlabelled: int = Field(8, ge=1, description="Unlabelled slices or patches per step.")
+    foreground_probability: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="3-D: share of labelled patches centred on a foreground voxel (nnU-Net: 0.33; "
+        "the LA papers: 0).",
+    )
+    foreground_probability: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="3-D: share of labelled patches centred on a foreground voxel (nnU-Net: 0.33; "
+        "the LA papers: 0).",
+    )
     optimiser: OptimiserConfig = Field(OptimiserConfig(), description="Optimiser.")
     augmentation: AugmentationConfig = Field(AugmentationConfig(), description="Views.")
     mean_teacher: MeanTeacherConfig = Field(MeanTeacherConfig(), description="mean_teacher only.")
     ua_mt: UaMtConfig = Field(UaMtConfig(), description="ua_mt only.")
     unimatch_v2: UniMatchV2Config = Field(
+    cps: CpsConfig = Field(CpsConfig(), description="cps only.")
+    fixmatch: FixMatchConfig = Field(FixMatchConfig(), description="fixmatch only.")
+    unimatch: UniMatchConfig = Field(UniMatchConfig(), description="unimatch only.")
+    bcp: BcpConfig = Field(BcpConfig(), description="bcp only.")
+    dan: DanConfig = Field(DanConfig(), description="dan only.")
         UniMatchV2Config(), description="unimatch_v2 and the base of sss."
     )
     sss: SssConfig = Field(SssConfig(), description="sss only.")
@@ -139,16 +163,31 @@ class TrainConfig(Config):
     )
     threads: int = Field(0, ge=0, le=256, description="CPU threads of torch; 0: torch's choice.")
     memory_gib: float = Field(
-        8.0, gt=0, description="Largest size of the slices held in memory; beyond it: refused."
+        8.0, gt=0, description="Largest size of one stream held in memory; beyond it: refused."
     )
 
     @model_validator(mode="after")
     def _size_fits_the_network(self) -> Self:
-        stride = self.network.stride
-        height, width = self.preprocessing.size_hw
-        if height < stride or width < stride or height % stride or width % stride:
+        stride, patch = self.network.stride, self.preprocessing.patch
+        if (self.network.dimensions == 3) != (patch is not None):
             raise ValueError(
-                f"preprocessing.size_hw {height}x{width} must be multiples of {stride}, "
-                f"the stride of {self.network.name} with these settings"
+                "preprocessing.patch and network.dimensions=3 belong together: give both "
+                "(a 3-D network such as vnet) or neither"
+            )
+        key, sides = (
+            ("size_hw", self.preprocessing.size_hw)
+            if patch is None
+            else ("patch.size_shw", patch.size_shw)
+        )
+        if any(side % stride for side in sides) or min(sides) < 1:
+            nearest = "x".join(str(max(1, -(-side // stride)) * stride) for side in sides)
+            raise ValueError(
+                f"preprocessing.{key} {'x'.join(map(str, sides))} must be multiples of {stride}, "
+                f"the stride of {self.network.name} with these settings; the next is {nearest}"
+            )
+        if patch is not None and max(sides) == stride:
+            raise ValueError(
+                f"preprocessing.patch.size_shw leaves one voxel at the coarsest level, which "
+                f"cannot be normalised: make a side {2 * stride}, or network.levels smaller"
             )
         return self

@@ -145,11 +145,14 @@ def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTer
     total = terms.total
     loss = float(total.detach())
     _require_finite(terms, loss, step, batch)
-    run.optimiser.zero_grad(set_to_none=True)
+    optimisers = [run.optimiser, *run.method.own_optimisers.values()]
+    for optimiser in optimisers:
+        optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(total)
     if config.optimiser.clip_norm > 0:
         torch.nn.utils.clip_grad_norm_(run.method.trainable(), config.optimiser.clip_norm)
-    run.optimiser.step()
+    for optimiser in optimisers:
+        optimiser.step()
     run.method.after_update(step)
     return terms, loss
 
@@ -173,7 +176,7 @@ def _require_finite(terms: LossTerms, loss: float, step: int, batch: Batch) -> N
     cases = set(batch.labelled.case_ids)
     if batch.unlabelled is not None:
         cases |= set(batch.unlabelled.case_ids)
-    values = {name: float(term.detach()) for name, term in terms.terms.items()}
+    values = {name: float(term.detach()) for name, term in terms.all_terms.items()}
     raise DataError(
         "The loss is not finite; training stopped before the weights were touched.",
         where=f"step {step}, cases {', '.join(sorted(cases))}",
@@ -188,7 +191,7 @@ def _after_step(
 ) -> None:
     last = standing.step == run.config.steps
     if standing.step % _SCALARS_EVERY == 0 or last:
-        values = {f"loss/{name}": float(term.detach()) for name, term in terms.terms.items()}
+        values = {f"loss/{name}": float(term.detach()) for name, term in terms.all_terms.items()}
         facts = {f"fact/{name}": float(value) for name, value in terms.facts.items()}
         rate = {"learning_rate": float(run.optimiser.param_groups[0]["lr"])}
         tracker.scalars({"loss/total": loss, **values, **facts, **rate}, standing.step)
@@ -243,6 +246,9 @@ def checkpoint(run: Run, standing: Standing) -> Path:
     }
     manifest = run.manifest.model_copy(update={"step": standing.step})
     return save_checkpoint(run.checkpoints, state, manifest, keep_last=run.config.keep_last)
+        "own_optimisers": {
+            name: optimiser.state_dict() for name, optimiser in run.method.own_optimisers.items()
+        },
 
 
 def restore(run: Run, manifest: CheckpointManifest, state: State) -> Standing:
@@ -257,6 +263,8 @@ def restore(run: Run, manifest: CheckpointManifest, state: State) -> Standing:
         history=state["history"],
         elapsed_s=state["elapsed_s"],
     )
+    for name, optimiser in run.method.own_optimisers.items():
+        optimiser.load_state_dict(state["own_optimisers"][name])
 
 
 class _Clock:

@@ -49,6 +49,71 @@ class UniMatchV2Config(Config):
     )
     unlabelled_weight: float = Field(1.0, ge=0, description="L = (L_x + weight L_u) / 2.")
     unlabelled_loss: PseudoLossKind = Field(
+class CpsConfig(Config):
+    """Cross pseudo supervision."""
+
+    cross_weight: float = Field(
+        0.1, ge=0, description="Weight at the end of its ramp (SSL4MIS; the paper: 1.5, no ramp)."
+    )
+    ramp_share: float = Field(1.0, ge=0, le=1, description="Length of the ramp, share of the run.")
+
+
+class FixMatchConfig(Config):
+    """FixMatch."""
+
+    confidence_threshold: float = Field(
+        0.8, ge=0, le=1, description="Below it a pixel is unused (SSL4MIS; the paper: 0.95)."
+    )
+    unlabelled_weight: float = Field(1.0, ge=0, description="Weight at the end of its ramp.")
+    unlabelled_loss: PseudoLossKind = Field(
+        "ce_dice", description="ce: the paper. ce_dice: SSL4MIS."
+    )
+    ramp_share: float = Field(
+        0.3, ge=0, le=1, description="Length of the ramp, share of the run; 0: the paper."
+    )
+
+
+class UniMatchConfig(Config):
+    """UniMatch V1, the form for medical images."""
+
+    confidence_threshold: float = Field(0.95, ge=0, le=1, description="Below it: unused.")
+    unlabelled_loss: PseudoLossKind = Field(
+        "dice", description="ce: the paper on natural images. dice: its form for medical ones."
+    )
+    image_weight: float = Field(0.5, ge=0, description="Of the mean over both strong views.")
+    feature_weight: float = Field(0.5, ge=0, description="Of the view with dropped channels.")
+    dropout: float = Field(0.5, ge=0, lt=1, description="Share of channels dropped.")
+    ramp_share: float = Field(
+        0.0, ge=0, le=1, description="Length of a ramp of both weights, share of the run."
+    )
+
+
+class BcpConfig(Config):
+    """Bidirectional copy-paste; needs equal and even batches."""
+
+    pretrain_share: float = Field(
+        0.25, ge=0, le=1, description="Share of the run on labelled pairs alone (10 k of 40 k)."
+    )
+    box_share: float = Field(2 / 3, gt=0, lt=1, description="Side of the pasted box.")
+    unlabelled_weight: float = Field(0.5, ge=0, description="alpha: weight of pseudo labels.")
+    keep_largest: bool = Field(
+        True, description="Of each class on a pseudo label only the largest piece is kept."
+    )
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="Ratio min(t/(t+lag), decay).")
+    ema_lag: float = Field(10.0, gt=0, le=1000, description="Steps looked back are t / lag.")
+
+
+class DanConfig(Config):
+    """Deep adversarial network."""
+
+    adversarial_weight: float = Field(0.1, ge=0, description="Weight at the end of its ramp.")
+    ramp_share: float = Field(1.0, ge=0, le=1, description="Length of the ramp, share of the run.")
+    discriminator_learning_rate: float = Field(
+        1e-4, gt=0, le=1, description="Of the discriminator's own Adam; constant."
+    )
+    discriminator_width: int = Field(64, ge=4, le=256, description="Its first level's channels.")
+
+
         "ce_dice", description="ce: UniMatch V2. dice: UniMatch V1 for medical images."
     )
     ramp_share: float = Field(

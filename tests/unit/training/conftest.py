@@ -147,6 +147,10 @@ def tiny_config() -> Callable[..., TrainConfig]:
             "sss": {"dfe_width": 8, "dfe_levels": [-1, -2]},
             "unimatch_v2": {"confidence_threshold": 0.3},
             "ua_mt": {"passes": 2, "entropy_share_start": 1.0},
+            "fixmatch": {"confidence_threshold": 0.3},
+            "unimatch": {"confidence_threshold": 0.3},
+            "bcp": {"pretrain_share": 0.2},
+            "dan": {"discriminator_width": 4},
             **changes,
         }
         return TrainConfig.model_validate(data)

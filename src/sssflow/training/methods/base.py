@@ -26,20 +26,30 @@ class LossTerms:
         facts: Name to detached scalar, for the log only.
         preview: Name to detached (b,h,w) pictures: images in their own range, labels as integers.
     """
+        beside: Like `terms`, of networks trained beside the student, which they leave alone.
 
     terms: dict[str, Tensor]
     facts: dict[str, Tensor] = field(default_factory=dict)
     preview: dict[str, Tensor] = field(default_factory=dict)
 
+    beside: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def all_terms(self) -> dict[str, Tensor]:
+        """The student's terms and those beside."""
+        return self.terms | self.beside
     @property
     def total(self) -> Tensor:
-        """Sum of the terms."""
-        return torch.stack(list(self.terms.values())).sum()
+        """Sum of all terms."""
+        return torch.stack(list(self.all_terms.values())).sum()
 
     def __or__(self, other: LossTerms) -> LossTerms:
         """Both together; where a name is in both, `other`'s."""
         return LossTerms(
-            self.terms | other.terms, self.facts | other.facts, self.preview | other.preview
+            self.terms | other.terms,
+            self.facts | other.facts,
+            self.preview | other.preview,
+            self.beside | other.beside,
         )
 
 
@@ -71,6 +81,9 @@ class Method(ABC):
     name: str
     needs_unlabelled: bool = True
     needs_masks: bool = False
+        trained_apart: Names of the modules that have an optimiser in `own_optimisers`.
+        own_optimisers: Name to optimiser of a module that the run's optimiser does not train. The
+            loop steps and saves them with it; their learning rate is the method's affair.
     ema_decay: float = 0.0
     ema_lag: float = 1.0
 
@@ -82,9 +95,11 @@ class Method(ABC):
     def step(self, batch: Batch, step: int, generator: Generator) -> LossTerms:
         """Loss terms of one batch; draws every random number from `generator` (on its device)."""
 
+    trained_apart: frozenset[str] = frozenset()
     def plug_in(self, seen: SeenUnlabelled, step: int, generator: Generator) -> LossTerms:
         """Terms that a subclass adds to a method; none here.
 
+        self.own_optimisers: dict[str, torch.optim.Optimizer] = {}
         mean_teacher, ua_mt and dan call it once per step with their unlabelled view.
         """
         return LossTerms({})
@@ -102,8 +117,14 @@ class Method(ABC):
         return self.modules["teacher"]  # type: ignore[return-value]
 
     def trainable(self) -> Iterator[nn.Parameter]:
-        """Parameters for the optimiser: of every module but the teacher."""
-        return (p for p in self.modules.parameters() if p.requires_grad)
+        """Parameters for the run's optimiser: all but the teacher's and those trained apart."""
+        return (
+            parameter
+            for name, module in self.modules.items()
+            if name not in self.trained_apart
+            for parameter in module.parameters()
+            if parameter.requires_grad
+        )
 
     def train_mode(self) -> None:
         """Students and extras in training mode, the teacher in evaluation mode."""
@@ -123,11 +144,15 @@ def labelled_view(
     batch: LabelledBatch, config: AugmentationConfig, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     """Weak geometry on image and label, strong intensities on a share of the samples."""
-    count, _, height, width = batch.image_bchw.shape
-    geometry = weak_geometry((count, height, width), config.weak, generator)
+    count, _, *sides = batch.image_bchw.shape
+    geometry = weak_geometry((count, *sides), config.weak, generator)
     image = geometry.image(batch.image_bchw)
-    strong = chosen(count, config.labelled_strong_probability, generator)
-    image = torch.where(
-        strong[:, None, None, None], strong_view(image, config.strong, generator), image
-    )
+    image = some_strong(image, config, generator)
     return image, geometry.label(batch.label_bhw)
+
+
+def some_strong(image_bchw: Tensor, config: AugmentationConfig, generator: Generator) -> Tensor:
+    """Strong intensities on the share of the samples that labelled ones have."""
+    strong = chosen(len(image_bchw), config.labelled_strong_probability, generator)
+    strong = strong.view(-1, *[1] * (image_bchw.dim() - 1))
+    return torch.where(strong, strong_view(image_bchw, config.strong, generator), image_bchw)

@@ -8,18 +8,28 @@ from sssflow.networks.base import SegmentationNet
 from sssflow.training.config import TrainConfig
 from sssflow.training.data import derive_seed
 from sssflow.training.methods.base import Method
+from sssflow.training.methods.bcp import Bcp
+from sssflow.training.methods.cps import Cps
+from sssflow.training.methods.dan import Dan
+from sssflow.training.methods.fixmatch import FixMatch
 from sssflow.training.methods.mean_teacher import MeanTeacher
 from sssflow.training.methods.sss import Sss
 from sssflow.training.methods.supervised import Supervised
 from sssflow.training.methods.ua_mt import UaMt
 from sssflow.training.methods.unimatch_v2 import UniMatchV2
+from sssflow.training.methods.unimatch import UniMatch
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "mean_teacher": MeanTeacher,
     "ua_mt": UaMt,
     "unimatch_v2": UniMatchV2,
+    "cps": Cps,
+    "fixmatch": FixMatch,
+    "unimatch": UniMatch,
     "sss": Sss,
+    "bcp": Bcp,
+    "dan": Dan,
 }
 
 

@@ -57,8 +57,8 @@ def unlabelled_of(batch: Batch) -> UnlabelledBatch:
 
 def weak_view(batch: UnlabelledBatch, config: WeakConfig, generator: Generator) -> WeakView:
     """One random geometry for the image and its masks."""
-    count, _, height, width = batch.image_bchw.shape
-    geometry = weak_geometry((count, height, width), config, generator)
+    count, _, *sides = batch.image_bchw.shape
+    geometry = weak_geometry((count, *sides), config, generator)
     image = geometry.image(batch.image_bchw)
     if batch.mask_bfhw is None or batch.mask_weight_bf is None:
         return WeakView(image, None, None)
@@ -96,7 +96,7 @@ def statistics_kept(net: nn.Module) -> Iterator[None]:
     Perturbed slices (dropped channels, DFE, noise, CutMix) have other statistics than the plain
     ones met at prediction; averaged into the running statistics they spoil teacher and student.
     """
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm3d)]
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
@@ -118,6 +118,19 @@ def join_levels(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
+def channel_dropout(features: Sequence[Tensor], rate: float, generator: Generator) -> list[Tensor]:
+    """Whole channels of every level zeroed with probability `rate`, the others scaled up.
+
+    Source: UniMatch V1 (Dropout2d 0.5 on all encoder levels).
+    """
+    dropped = []
+    for level in features:
+        drawn = torch.rand(level.shape[:2], generator=generator, device=generator.device)
+        mask = (drawn >= rate).float() / (1 - rate)
+        dropped.append(level * mask.view(*level.shape[:2], *[1] * (level.dim() - 2)))
+    return dropped
+
+
 def complementary_dropout(
     first: list[Tensor], second: list[Tensor], share: float, generator: Generator
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -132,7 +145,8 @@ def complementary_dropout(
     out: tuple[list[Tensor], list[Tensor]] = ([], [])
     for one, two in zip(first, second, strict=True):
         drawn = torch.rand((count, one.shape[1]), generator=generator, device=device) < 0.5
-        mask = torch.where(exempt[:, None], 1.0, 2.0 * drawn.float())[:, :, None, None]
+        mask = torch.where(exempt[:, None], 1.0, 2.0 * drawn.float())
+        mask = mask.view(*mask.shape, *[1] * (one.dim() - 2))
         out[0].append(one * mask)
         out[1].append(two * (2.0 - mask))
     return out
