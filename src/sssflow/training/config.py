@@ -129,6 +129,13 @@ class TrainConfig(Config):
         description="3-D: share of labelled patches centred on a foreground voxel (nnU-Net: 0.33; "
         "the LA papers: 0).",
     )
+    foreground_probability: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="3-D: share of labelled patches centred on a foreground voxel (nnU-Net: 0.33; "
+        "the LA papers: 0).",
+    )
     optimiser: OptimiserConfig = Field(OptimiserConfig(), description="Optimiser.")
     augmentation: AugmentationConfig = Field(AugmentationConfig(), description="Views.")
     mean_teacher: MeanTeacherConfig = Field(MeanTeacherConfig(), description="mean_teacher only.")

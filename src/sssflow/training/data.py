@@ -1,6 +1,7 @@
-"""The whole dataset as slices in memory, and which slices each step reads.
+"""The whole dataset as slices in memory, and which samples each step reads.
 
-Letters: n slices of all cases of one stream, b batch, f foreground classes, h rows, w columns.
+Letters: n slices of all cases of one stream, b batch, f foreground classes, h rows, w columns; in
+the batches of a 3-D run (`patches.py`) the spatial axes are (s, h, w) where a name ends in `hw`.
 Labels exist for labelled cases only; the type of an unlabelled stream has no place for them.
 """
 
@@ -11,6 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sssflow.contracts.dataset import DatasetManifest, LabelledCase, Role, UnlabelledCase
-from sssflow.contracts.masks import CaseMasks, ObjectScores
+from sssflow.contracts.masks import CaseMasks
 from sssflow.contracts.model import Preprocessing
 from sssflow.errors import DataError, UsageError
 from sssflow.networks.predict import resize_images
+from sssflow.training.mask_trust import case_masks
 from sssflow.training.method_config import SssConfig
 from sssflow.volume.intensity import normalise
 from sssflow.volume.packed import read_packed
@@ -32,7 +35,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """Slices with their labels (uint8) and the cases they come from."""
+    """Slices or patches with their labels (uint8) and the cases they come from."""
 
     image_bchw: Tensor
     label_bhw: Tensor
@@ -41,7 +44,7 @@ class LabelledBatch:
 
 @dataclass(frozen=True)
 class UnlabelledBatch:
-    """Slices, and SAM-2's soft masks (0 to 1) with the trust in each class, where there are any."""
+    """Slices or patches; SAM-2's soft masks (0 to 1) and the trust in each class, if any."""
 
     image_bchw: Tensor
     case_ids: tuple[str, ...]
@@ -55,6 +58,22 @@ class Batch:
 
     labelled: LabelledBatch
     unlabelled: UnlabelledBatch | None
+
+
+class Stream(Protocol):
+    """Samples of one role in memory; equal `index` and `seed` give equal batches."""
+
+    def __len__(self) -> int:
+        """How many samples an epoch has."""
+        ...
+
+    def labelled_batch(self, index: Tensor, *, seed: int) -> LabelledBatch:
+        """The samples of `index`; `seed` is for whatever is random in reading them."""
+        ...
+
+    def unlabelled_batch(self, index: Tensor, *, seed: int) -> UnlabelledBatch:
+        """The same without labels."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,28 @@ class Slices:
     def names(self, index: Tensor) -> tuple[str, ...]:
         """Case ids of the chosen slices."""
         return tuple(self.case_ids[i] for i in index.tolist())
+
+    def labelled_batch(self, index: Tensor, *, seed: int) -> LabelledBatch:
+        """See `Stream`; nothing is random.
+
+        Raises:
+            DataError: The slices have no labels.
+        """
+        del seed
+        if self.label_nhw is None:
+            raise DataError("The labelled stream has no labels.")
+        here = index.to(self.label_nhw.device)
+        return LabelledBatch(self.image_nchw[here].float(), self.label_nhw[here], self.names(index))
+
+    def unlabelled_batch(self, index: Tensor, *, seed: int) -> UnlabelledBatch:
+        """See `Stream`; nothing is random."""
+        del seed
+        here = index.to(self.image_nchw.device)
+        image = self.image_nchw[here].float()
+        if self.mask_nfhw is None or self.mask_weight_nf is None:
+            return UnlabelledBatch(image, self.names(index))
+        mask = self.mask_nfhw[here].float() / 255
+        return UnlabelledBatch(image, self.names(index), mask, self.mask_weight_nf[here])
 
     def to(self, device: torch.device) -> Slices:
         """The same on another device."""
@@ -102,8 +143,8 @@ class ValidationCase:
 class TrainingData:
     """The streams of a run; `unlabelled` is None for a method that reads none."""
 
-    labelled: Slices
-    unlabelled: Slices | None
+    labelled: Stream
+    unlabelled: Stream | None
     validation: tuple[ValidationCase, ...]
 
 
@@ -114,10 +155,10 @@ def derive_seed(seed: int, *names: object) -> int:
 
 
 def batch_indices(count: int, batch: int, step: int, *, seed: int, stream: str) -> Tensor:
-    """Slice numbers of step `step`: consecutive windows of an endless row of permutations.
+    """Sample numbers of step `step`: consecutive windows of an endless row of permutations.
 
     A closed form of (seed, stream, step): a resumed run reads on where the other would have.
-    Every slice is read once before any is read twice.
+    Every sample is read once before any is read twice.
     """
     chosen = []
     position, end = step * batch, (step + 1) * batch
@@ -133,28 +174,47 @@ def batch_indices(count: int, batch: int, step: int, *, seed: int, stream: str) 
 def read_batch(
     data: TrainingData, step: int, *, labelled: int, unlabelled: int, seed: int
 ) -> Batch:
-    """The batch of `step`, gathered on the device that holds the slices."""
+    """The batch of `step`, gathered on the device that holds the streams."""
     index = batch_indices(len(data.labelled), labelled, step, seed=seed, stream="labelled")
-    labels = data.labelled.label_nhw
-    if labels is None:
-        raise DataError("The labelled stream has no labels.")
-    here = index.to(labels.device)
-    batch = LabelledBatch(
-        data.labelled.image_nchw[here].float(), labels[here], data.labelled.names(index)
-    )
-    return Batch(batch, _unlabelled(data.unlabelled, step, unlabelled, seed))
+    read_seed = derive_seed(seed, "read", "labelled", step)
+    first = data.labelled.labelled_batch(index, seed=read_seed)
+    if data.unlabelled is None:
+        return Batch(first, None)
+    index = batch_indices(len(data.unlabelled), unlabelled, step, seed=seed, stream="unlabelled")
+    read_seed = derive_seed(seed, "read", "unlabelled", step)
+    return Batch(first, data.unlabelled.unlabelled_batch(index, seed=read_seed))
 
 
-def _unlabelled(slices: Slices | None, step: int, count: int, seed: int) -> UnlabelledBatch | None:
-    if slices is None:
-        return None
-    index = batch_indices(len(slices), count, step, seed=seed, stream="unlabelled")
-    here = index.to(slices.image_nchw.device)
-    image = slices.image_nchw[here].float()
-    if slices.mask_nfhw is None or slices.mask_weight_nf is None:
-        return UnlabelledBatch(image, slices.names(index))
-    mask = slices.mask_nfhw[here].float() / 255
-    return UnlabelledBatch(image, slices.names(index), mask, slices.mask_weight_nf[here])
+def labelled_cases(manifest: DatasetManifest) -> tuple[LabelledCase, ...]:
+    """The cases to learn from.
+
+    Raises:
+        DataError: There are none.
+    """
+    cases = manifest.labelled(Role.LABELLED)
+    if not cases:
+        raise DataError(
+            "The dataset has no labelled case to train on.",
+            where=manifest.name,
+            action="Give some patients the role `labelled` when packing the data.",
+        )
+    return cases
+
+
+def unlabelled_cases(manifest: DatasetManifest) -> tuple[UnlabelledCase, ...]:
+    """The cases without labels.
+
+    Raises:
+        DataError: There are none.
+    """
+    cases = tuple(case for case in manifest.cases if isinstance(case, UnlabelledCase))
+    if not cases:
+        raise DataError(
+            "The dataset has no unlabelled case, which this method learns from.",
+            where=manifest.name,
+            action="Choose the method `supervised`, or give some patients the role `unlabelled`.",
+        )
+    return cases
 
 
 def load_labelled(
@@ -165,13 +225,7 @@ def load_labelled(
     Raises:
         DataError: No labelled case, a changed file, or a label value without a class.
     """
-    cases = manifest.labelled(Role.LABELLED)
-    if not cases:
-        raise DataError(
-            "The dataset has no labelled case to train on.",
-            where=manifest.name,
-            action="Give some patients the role `labelled` when packing the data.",
-        )
+    cases = labelled_cases(manifest)
     _check_memory(cases, preprocessing, memory_gib, bytes_per_pixel=5)
     images, labels, names = [], [], []
     for case in cases:
@@ -204,13 +258,7 @@ def load_unlabelled(
     Raises:
         DataError: No unlabelled case, or a changed file.
     """
-    cases = [case for case in manifest.cases if isinstance(case, UnlabelledCase)]
-    if not cases:
-        raise DataError(
-            "The dataset has no unlabelled case, which this method learns from.",
-            where=manifest.name,
-            action="Choose the method `supervised`, or give some patients the role `unlabelled`.",
-        )
+    cases = unlabelled_cases(manifest)
     foreground = manifest.class_count - 1
     _check_memory(cases, preprocessing, memory_gib, bytes_per_pixel=4 + foreground * bool(masks))
     images, probabilities, weights, names = [], [], [], []
@@ -219,7 +267,7 @@ def load_unlabelled(
         names += [case.case_id] * case.grid.shape_shw[0]
         if masks is not None and trust is not None:
             found = masks.get(case.case_id)
-            probability, weight = _case_masks(case, found, foreground, preprocessing, trust)
+            probability, weight = case_masks(case, found, foreground, preprocessing, trust)
             probabilities.append(probability)
             weights.append(weight)
     return Slices(
@@ -266,58 +314,28 @@ def read_label(case: LabelledCase, base: Path, class_count: int) -> NDArray[np.u
     return label.astype(np.uint8)
 
 
-def _image(case: LabelledCase | UnlabelledCase, base: Path, preprocessing: Preprocessing) -> Tensor:
+def read_image(
+    case: LabelledCase | UnlabelledCase, base: Path, preprocessing: Preprocessing
+) -> Tensor:
+    """The volume (s,h,w) of a case after the intensity rule, float32.
+
+    Raises:
+        DataError: A changed file, or values that are not finite.
+    """
     volume = read_packed(case.image, base=base, shape=case.grid.shape_shw)
-    image = torch.from_numpy(normalise(volume, preprocessing.intensity))[:, None]
+    image = torch.from_numpy(normalise(volume, preprocessing.intensity))
     if not bool(torch.isfinite(image).all()):
         raise DataError(
             "An image holds values that are not finite.",
             where=case.case_id,
             action="Pack the dataset again; ingest refuses such files.",
         )
+    return image
+
+
+def _image(case: LabelledCase | UnlabelledCase, base: Path, preprocessing: Preprocessing) -> Tensor:
+    image = read_image(case, base, preprocessing)[:, None]
     return resize_images(image, preprocessing.size_hw, preprocessing.image_interpolation)
-
-
-def _case_masks(
-    case: UnlabelledCase,
-    found: tuple[CaseMasks, Path] | None,
-    foreground: int,
-    preprocessing: Preprocessing,
-    trust: SssConfig,
-) -> tuple[Tensor, Tensor]:
-    """uint8 (n,f,h,w) at network size and the trust (n,f); zeros where there is nothing."""
-    slices = case.grid.shape_shw[0]
-    if found is None:
-        shape = (slices, foreground, *preprocessing.size_hw)
-        return torch.zeros(shape, dtype=torch.uint8), torch.zeros(slices, foreground)
-    masks, folder = found
-    shape = (foreground, *case.grid.shape_shw)
-    array = read_packed(masks.probability_kshw, base=folder, shape=shape)
-    soft = torch.from_numpy(array.astype(np.float32)).transpose(0, 1)
-    small = resize_images(soft, preprocessing.size_hw).round().clamp(0, 255).to(torch.uint8)
-    weight = torch.zeros(slices, foreground)
-    for scores in masks.objects:
-        weight[:, scores.class_index - 1] = _trust(scores, slices, trust, case.case_id)
-    return small, weight
-
-
-def _trust(scores: ObjectScores, slices: int, rule: SssConfig, case_id: str) -> Tensor:
-    """Predicted IoU per slice; 0 where the mask is absent, doubted by SAM-2, or empty."""
-    if len(scores.predicted_iou) != slices or len(scores.object_score) != slices:
-        raise DataError(
-            "Mask scores and slices differ in number.",
-            where=case_id,
-            expected=slices,
-            found=len(scores.predicted_iou),
-            action="Run the infer stage again.",
-        )
-    weight = torch.zeros(slices)
-    pairs = zip(scores.predicted_iou, scores.object_score, strict=True)
-    for i, (iou, presence) in enumerate(pairs):
-        doubted = presence is not None and presence < rule.mask_min_object_score
-        if iou is not None and iou >= rule.mask_min_predicted_iou and not doubted:
-            weight[i] = min(max(iou, 0.0), 1.0)
-    return weight
 
 
 def _check_memory(
@@ -329,12 +347,26 @@ def _check_memory(
 ) -> None:
     height, width = preprocessing.size_hw
     slices = sum(case.grid.shape_shw[0] for case in cases)
-    needed_gib = slices * height * width * bytes_per_pixel / _GIB
+    require_memory(
+        slices * height * width * bytes_per_pixel,
+        memory_gib,
+        what=f"{slices} slices of {height}x{width}",
+        remedy="make preprocessing.size_hw smaller",
+    )
+
+
+def require_memory(size_bytes: int, memory_gib: float, *, what: str, remedy: str) -> None:
+    """Say how much memory a stream takes, before it is read.
+
+    Raises:
+        UsageError: More than the run may use.
+    """
+    needed_gib = size_bytes / _GIB
     if needed_gib > memory_gib:
         raise UsageError(
-            "The slices do not fit into the memory that this run may use.",
+            "The samples do not fit into the memory that this run may use.",
             expected=f"at most {memory_gib:g} GiB (memory_gib)",
-            found=f"{slices} slices of {height}x{width}: {needed_gib:.1f} GiB",
-            action="Raise memory_gib, or make preprocessing.size_hw smaller.",
+            found=f"{what}: {needed_gib:.1f} GiB",
+            action=f"Raise memory_gib, or {remedy}.",
         )
-    _LOG.info("%d slices of %dx%d, %.2f GiB", slices, height, width, needed_gib)
+    _LOG.info("%s, %.2f GiB", what, needed_gib)

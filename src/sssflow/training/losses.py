@@ -30,7 +30,7 @@ def dice_loss(
     present has loss 0. `weight_bkhw` broadcasts. `classes` (k booleans) are those that count; none
     of them: 0 with a gradient.
     """
-    axes = (0, 2, 3)
+    axes = (0, *range(2, probability_bkhw.dim()))
     overlap = (weight_bkhw * probability_bkhw * target_bkhw).sum(axes)
     mass = (weight_bkhw * (probability_bkhw.square() + target_bkhw.square())).sum(axes)
     loss_k = 1.0 - (2.0 * overlap + _SMOOTH) / (mass + _SMOOTH)
@@ -58,7 +58,7 @@ def supervised_loss(logits_bkhw: Tensor, label_bhw: Tensor) -> Tensor:
 def one_hot_bkhw(label_bhw: Tensor, class_count: int) -> Tensor:
     """Float one-hot; an `IGNORED` pixel is zero in every class."""
     classes = torch.arange(class_count, device=label_bhw.device)
-    return (label_bhw[:, None] == classes[None, :, None, None]).float()
+    return (label_bhw[:, None] == classes.view(-1, *[1] * (label_bhw.dim() - 1))).float()
 
 
 def pseudo_label_loss(
@@ -85,7 +85,7 @@ def pseudo_label_loss(
         terms.append((per_pixel * weight).sum() / valid_bhw.sum().clamp_min(1))
     if kind in ("dice", "ce_dice"):
         one_hot = one_hot_bkhw(label_bhw.long(), logits.shape[1])
-        present = (one_hot * weight[:, None]).sum((0, 2, 3)) > 0
+        present = (one_hot * weight[:, None]).transpose(0, 1).flatten(1).sum(1) > 0
         terms.append(dice_loss(logits.softmax(1), one_hot, weight[:, None], classes=present))
     return torch.stack(terms).mean()
 

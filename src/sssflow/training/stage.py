@@ -34,12 +34,7 @@ from sssflow.training.checkpoint import (
     sweep_checkpoints,
 )
 from sssflow.training.config import TrainConfig
-from sssflow.training.data import (
-    TrainingData,
-    load_labelled,
-    load_unlabelled,
-    load_validation,
-)
+from sssflow.training.load import load_streams
 from sssflow.training.loop import (
     ProgressCallback,
     Run,
@@ -50,6 +45,7 @@ from sssflow.training.loop import (
     restore,
     train,
 )
+from sssflow.training.methods.base import Method
 from sssflow.training.methods.registry import METHODS, build_method
 from sssflow.training.tracking import Tracker
 
@@ -147,30 +143,20 @@ def prepare(
     device = choose_device(config.device)
     method_type = METHODS[config.method]
     method = build_method(_student(config, manifest, start), config)
-    if method.needs_masks and not mask_sets:
-        raise UsageError(
-            f"The method {config.method} learns from SAM-2 masks, and none were given.",
-            expected="masks.json of the infer stage",
-            action="Run the prompts and infer stages first, or set sss.mask_weight=0.",
-        )
-    size = config.preprocessing
-    labelled = load_labelled(manifest, base, size, memory_gib=config.memory_gib).to(device)
-    unlabelled = None
-    if method_type.needs_unlabelled:
-        unlabelled = load_unlabelled(
-            manifest,
-            base,
-            size,
-            memory_gib=config.memory_gib,
-            masks=_by_case(mask_sets) if method.needs_masks else None,
-            trust=config.sss,
-        ).to(device)
-    method.modules.to(device).to(memory_format=torch.channels_last)
+    _require_trainable(method, config, mask_sets)
+    masks = _by_case(mask_sets) if method.needs_masks else None
+    needs_unlabelled = method_type.needs_unlabelled
+    data = load_streams(
+        config, manifest, base, device=device, needs_unlabelled=needs_unlabelled, masks=masks
+    )
+    method.modules.to(device)
+    if config.network.dimensions == 2:
+        method.modules.to(memory_format=torch.channels_last)
     return Run(
         config=config,
         method=method,
         optimiser=build_optimiser(method, config.optimiser),
-        data=TrainingData(labelled, unlabelled, load_validation(manifest, base, size)),
+        data=data,
         class_names=manifest.class_names,
         checkpoints=checkpoints,
         manifest=CheckpointManifest(
@@ -182,6 +168,25 @@ def prepare(
         ),
         device=device,
     )
+
+
+def _require_trainable(
+    method: Method, config: TrainConfig, mask_sets: Sequence[tuple[MaskSet, Path]]
+) -> None:
+    if method.needs_masks and not mask_sets:
+        raise UsageError(
+            f"The method {config.method} learns from SAM-2 masks, and none were given.",
+            expected="masks.json of the infer stage",
+            action="Run the prompts and infer stages first, or set sss.mask_weight=0.",
+        )
+    if config.network.dimensions not in method.dimensions:
+        raise UsageError(
+            f"The method {config.method} cannot train a {config.network.dimensions}-D network.",
+            where="network.dimensions",
+            expected=" or ".join(str(number) for number in sorted(method.dimensions)),
+            found=config.network.dimensions,
+            action="Choose another method or network; docs/how-to/train-in-3d.md lists them.",
+        )
 
 
 def choose_device(wanted: str) -> torch.device:

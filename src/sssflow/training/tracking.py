@@ -37,11 +37,13 @@ class Tracker:
 def picture(preview: Mapping[str, Tensor]) -> Tensor:
     """uint8 (3, rows, columns): one row per entry in order, one column per sample.
 
-    Floating-point entries (b,h,w) are grey in their own range, integer ones are class colours.
+    Floating-point entries (b,h,w) are grey in their own range, integer ones are class colours; of
+    patches (b,s,h,w) the middle slice is shown.
     """
     rows = []
     for value in preview.values():
-        shown = value[:_SHOWN].detach().cpu()
+        flat = value if value.dim() == 3 else value[:, value.shape[1] // 2]
+        shown = flat[:_SHOWN].detach().cpu()
         tiles = _grey(shown) if shown.is_floating_point() else _coloured(shown)
         rows.append(torch.cat(list(tiles), dim=2))
     return torch.cat(rows, dim=1)

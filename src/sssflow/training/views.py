@@ -1,7 +1,8 @@
 """Views of a batch, made on its device without a loop over samples.
 
-Letters: b batch, c channels, h rows, w columns, g grid coordinates (x, y) in [-1, 1] with pixel
-centres at (2i + 1) / n - 1 (torch's `align_corners=False`).
+Letters: b batch, c channels, s slices, h rows, w columns, g grid coordinates (x, y) in [-1, 1]
+with pixel centres at (2i + 1) / n - 1 (torch's `align_corners=False`). In a 3-D run the spatial
+axes are (s, h, w) where a name ends in `hw`.
 
 Every random number comes from the generator that is passed in; it must live on the batch's device.
 """
@@ -9,6 +10,7 @@ Every random number comes from the generator that is passed in; it must live on 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,10 +29,10 @@ class Geometry:
 
     grid_bhwg: Tensor
 
-    def image(self, image_bchw: Tensor) -> Tensor:
-        """Bilinear; same shape."""
+    def image(self, image_bchw: Tensor, interpolation: str = "bilinear") -> Tensor:
+        """Bilinear (or nearest); same shape."""
         return F.grid_sample(
-            image_bchw, self.grid_bhwg, "bilinear", padding_mode="border", align_corners=False
+            image_bchw, self.grid_bhwg, interpolation, padding_mode="border", align_corners=False
         )
 
     def soft(self, mask_bchw: Tensor) -> Tensor:
@@ -39,14 +41,58 @@ class Geometry:
 
     def label(self, label_bhw: Tensor) -> Tensor:
         """Class labels (integers up to 255), nearest; same dtype and shape."""
-        moved = F.grid_sample(
-            label_bhw[:, None].to(self.grid_bhwg.dtype),
-            self.grid_bhwg,
-            "nearest",
-            padding_mode="border",
-            align_corners=False,
-        )
+        moved = self.image(label_bhw[:, None].to(self.grid_bhwg.dtype), "nearest")
         return moved[:, 0].round().to(label_bhw.dtype)
+
+
+@dataclass(frozen=True)
+class VolumeGeometry:
+    """The same for patches of volumes (b, c, s, h, w).
+
+    Flips and quarter turns, exact to the bit, then a plane geometry that all slices share.
+
+    Attributes:
+        turned_b: Rows and columns change places (only patches with square slices have any true).
+        flipped_ba: Which of slices, rows and columns then run backwards.
+        plane: In-plane affine and elastic map; None without any.
+    """
+
+    turned_b: Tensor
+    flipped_ba: Tensor
+    plane: Geometry | None
+
+    def image(self, image_bcshw: Tensor) -> Tensor:
+        """Bilinear in plane; same shape."""
+        moved = self._exact(image_bcshw)
+        if self.plane is None:
+            return moved
+        flat = self.plane.image(moved.flatten(1, 2))
+        return flat.view(moved.shape)
+
+    def soft(self, mask_bcshw: Tensor) -> Tensor:
+        """Soft masks like the image; an empty batch axis or class axis is allowed."""
+        return self.image(mask_bcshw) if mask_bcshw.numel() else mask_bcshw
+
+    def label(self, label_bshw: Tensor) -> Tensor:
+        """Class labels (integers up to 255), nearest; same dtype and shape."""
+        moved = self._exact(label_bshw[:, None])
+        if self.plane is None:
+            return moved[:, 0]
+        flat = self.plane.image(moved[:, 0].to(self.plane.grid_bhwg.dtype), "nearest")
+        return flat.round().to(label_bshw.dtype)
+
+    def _exact(self, value_bcshw: Tensor) -> Tensor:
+        x = value_bcshw
+        if x.shape[-2] == x.shape[-1]:
+            x = torch.where(spread(self.turned_b, x), x.transpose(-2, -1), x)
+        for number, axis in enumerate((-3, -2, -1)):
+            x = torch.where(spread(self.flipped_ba[:, number], x), x.flip(axis), x)
+        return x
+
+
+def spread(value_b: Tensor, like: Tensor) -> Tensor:
+    """One value per sample, shaped so that it broadcasts over `like` (b, …)."""
+    return value_b.view(-1, *[1] * (like.dim() - 1))
 
 
 def uniform(count: int, low: float, high: float, generator: Generator) -> Tensor:
@@ -60,11 +106,34 @@ def chosen(count: int, probability: float, generator: Generator) -> Tensor:
     return torch.rand(count, generator=generator, device=generator.device) < probability
 
 
-def weak_geometry(shape_bhw: tuple[int, int, int], config: WeakConfig, g: Generator) -> Geometry:
+def weak_geometry(
+    shape: Sequence[int], config: WeakConfig, g: Generator
+) -> Geometry | VolumeGeometry:
     """Random flip, quarter turn, affine map and elastic displacement, drawn per sample.
 
+    `shape` is (b, h, w), or (b, s, h, w) for patches of volumes. Those flip along every axis; all
+    else happens in plane, the same in all slices. Where slices are not square, only half turns.
     Angles and shears are in pixels of a square grid, so nothing is distorted on an oblong image.
     """
+    if len(shape) == 3:
+        return _plane_geometry((shape[0], shape[1], shape[2]), config, g)
+    count, _, height, width = shape
+    turns = torch.randint(0, 4, (count,), generator=g, device=g.device)
+    turns = turns * chosen(count, config.rot90_probability, g)
+    if height != width:
+        turns = turns // 2 * 2
+    flipped = torch.stack([chosen(count, config.flip_probability, g) for _ in range(3)], 1)
+    # numpy.rot90 by k quarter turns: transpose if k is odd, then flip rows (1, 2), columns (2, 3).
+    flipped[:, 1] ^= (turns == 1) | (turns == 2)
+    flipped[:, 2] ^= turns >= 2
+    still = config.model_copy(update={"flip_probability": 0.0, "rot90_probability": 0.0})
+    moves = config.affine_probability > 0 or config.elastic_probability > 0
+    plane = _plane_geometry((count, height, width), still, g) if moves else None
+    return VolumeGeometry(turns.remainder(2) == 1, flipped, plane)
+
+
+def _plane_geometry(shape_bhw: tuple[int, int, int], config: WeakConfig, g: Generator) -> Geometry:
+    """All of `config` as one grid per sample."""
     count, height, width = shape_bhw
     matrix = _affine_b22(count, config, g)
     on = chosen(count, config.affine_probability, g).float()
@@ -119,27 +188,26 @@ def strong_view(image_bchw: Tensor, config: StrongConfig, g: Generator) -> Tenso
     Brightness and contrast, gamma, blur, noise, cut-out; drawn per sample. Values are relative to
     the sample's own range, so any intensity rule will do.
     """
-    count = image_bchw.shape[0]
-    low = image_bchw.amin((1, 2, 3), keepdim=True)
-    span = (image_bchw.amax((1, 2, 3), keepdim=True) - low).clamp_min(1e-6)
+    count, inner = image_bchw.shape[0], tuple(range(1, image_bchw.dim()))
+    low = image_bchw.amin(inner, keepdim=True)
+    span = (image_bchw.amax(inner, keepdim=True) - low).clamp_min(1e-6)
     x = (image_bchw - low) / span
     x = _jitter(x, config, g)
     if config.gamma_probability > 0:
         limit = math.log1p(config.gamma)
         on = chosen(count, config.gamma_probability, g).float()
-        exponent = torch.exp(uniform(count, -limit, limit, g) * on)[:, None, None, None]
-        x = x.clamp_min(1e-6).pow(exponent)
+        exponent = torch.exp(uniform(count, -limit, limit, g) * on)
+        x = x.clamp_min(1e-6).pow(spread(exponent, x))
     if config.blur_probability > 0:
         sigma = uniform(count, 0.1, config.blur_sigma_px, g)
         x = _blur(x, sigma, chosen(count, config.blur_probability, g), config.blur_sigma_px)
     if config.noise_probability > 0:
         std = uniform(count, 0, config.noise_std, g) * chosen(count, config.noise_probability, g)
         noise = torch.randn(x.shape, generator=g, device=g.device)
-        x = x + std[:, None, None, None] * noise
+        x = x + spread(std, x) * noise
     if config.cutout_probability > 0:
-        boxes = random_boxes(x.shape, _CUTOUT, g) & _column(
-            chosen(count, config.cutout_probability, g)
-        )
+        boxes = random_boxes(x.shape, _CUTOUT, g)
+        boxes = boxes & spread(chosen(count, config.cutout_probability, g), boxes)
         x = torch.where(boxes[:, None], torch.zeros_like(x), x)
     return x * span + low
 
@@ -149,24 +217,31 @@ def _jitter(x: Tensor, config: StrongConfig, g: Generator) -> Tensor:
     on = chosen(count, config.jitter_probability, g).float()
     bright = 1 + uniform(count, -1, 1, g) * config.brightness * on
     contrast = 1 + uniform(count, -1, 1, g) * config.contrast * on
-    x = x * bright[:, None, None, None]
-    mean = x.mean((1, 2, 3), keepdim=True)
-    return mean + (x - mean) * contrast[:, None, None, None]
+    x = x * spread(bright, x)
+    mean = x.mean(tuple(range(1, x.dim())), keepdim=True)
+    return mean + (x - mean) * spread(contrast, x)
 
 
 def _blur(x: Tensor, sigma: Tensor, on: Tensor, largest_px: float) -> Tensor:
-    """Separable Gaussian with one sigma per sample; samples that are not `on` stay bit-equal."""
-    count, channels = x.shape[:2]
+    """Separable Gaussian with one sigma per sample; samples that are not `on` stay bit-equal.
+
+    Patches of volumes are blurred along their slices' axis too.
+    """
+    count, channels, height, width = *x.shape[:2], *x.shape[-2:]
     radius = max(1, math.ceil(2.5 * largest_px))
     offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
     kernel = torch.exp(-0.5 * (offsets[None] / sigma[:, None]).square())
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
     groups = count * channels
-    flat = x.reshape(1, groups, *x.shape[2:])
+    flat = x.reshape(groups, -1, height, width).transpose(0, 1)
     flat = F.pad(flat, (radius, radius, radius, radius), mode="replicate")
     flat = F.conv2d(flat, kernel[:, None, None, :], groups=groups)
     flat = F.conv2d(flat, kernel[:, None, :, None], groups=groups)
-    return torch.where(on[:, None, None, None], flat.reshape(x.shape), x)
+    if x.dim() == 5:
+        flat = flat.transpose(0, 1).reshape(1, groups, x.shape[2], height * width)
+        flat = F.pad(flat, (0, 0, radius, radius), mode="replicate")
+        flat = F.conv2d(flat, kernel[:, None, :, None], groups=groups)
+    return torch.where(spread(on, x), flat.reshape(x.shape), x)
 
 
 _CUTOUT = CutMixConfig(probability=1.0, area_low=0.02, area_high=0.15)
@@ -176,10 +251,33 @@ def random_boxes(shape: torch.Size, config: CutMixConfig, g: Generator) -> Tenso
     """Boolean (b, h, w): one box per sample, all false where the sample drew none.
 
     Area share uniform in [area_low, area_high], side ratio log-uniform, position uniform with the
-    box inside the image; a side longer than the image is cut to it. Source: UniMatch V2.
+    box inside the image; a side longer than the image is cut to it. Source: UniMatch V2. For
+    patches (b, c, s, h, w) the share is of the volume and the boolean (b, s, h, w): first the
+    number of slices (the share's cube root of them, off by up to the root of `aspect`), then the
+    rectangle that keeps the share.
     """
     count, height, width = shape[0], shape[-2], shape[-1]
-    area = uniform(count, config.area_low, config.area_high, g) * height * width
+    share = uniform(count, config.area_low, config.area_high, g)
+    if len(shape) == 5:
+        depth = shape[2]
+        off = torch.exp(uniform(count, -0.5, 0.5, g) * math.log(config.aspect))
+        box_s = (share ** (1 / 3) * off * depth).clamp(1, depth).round()
+        share = (share * depth / box_s).clamp_max(1)
+        front = (uniform(count, 0, 1, g) * (depth - box_s + 1)).floor()
+        slices = torch.arange(depth, device=g.device)[None]
+        inside_slices = (slices >= front[:, None]) & (slices < (front + box_s)[:, None])
+        return (
+            inside_slices[:, :, None, None] & _rectangles(share, height, width, config, g)[:, None]
+        )
+    return _rectangles(share, height, width, config, g)
+
+
+def _rectangles(
+    share: Tensor, height: int, width: int, config: CutMixConfig, g: Generator
+) -> Tensor:
+    """Boolean (b, h, w)."""
+    count = len(share)
+    area = share * height * width
     ratio = torch.exp(uniform(count, -1, 1, g) * math.log(config.aspect))
     box_h = (area * ratio).sqrt().clamp(1, height).floor()
     box_w = (area / ratio).sqrt().clamp(1, width).floor()
@@ -198,9 +296,10 @@ def paste(value: Tensor, boxes_bhw: Tensor) -> Tensor:
     `value` is (b,h,w) or (b,c,h,w); with c, the box covers every channel. A value at a coarser
     size than the boxes (a feature map) reads the box at its pixel centres.
     """
-    boxes = boxes_bhw if value.dim() == 3 else boxes_bhw[:, None]
-    if value.shape[-2:] != boxes.shape[-2:]:
-        boxes = F.interpolate(boxes.float(), value.shape[-2:], mode="nearest-exact") > 0.5
+    boxes = boxes_bhw if value.dim() == boxes_bhw.dim() else boxes_bhw[:, None]
+    size = value.shape[1 - boxes_bhw.dim() :]
+    if size != boxes_bhw.shape[1:]:
+        boxes = F.interpolate(boxes.float(), size, mode="nearest-exact") > 0.5
     return torch.where(boxes, value.flip(0), value)
 
 

@@ -75,12 +75,14 @@ class Method(ABC):
         name: As in the configuration.
         needs_unlabelled: Whether the step reads the unlabelled stream.
         needs_masks: Whether it reads SAM-2's masks.
+        dimensions: Of the students it can train: slices (2), patches of volumes (3).
         modules: Everything with weights: "student", for most methods "teacher", and extras.
     """
 
     name: str
     needs_unlabelled: bool = True
     needs_masks: bool = False
+    dimensions: frozenset[int] = frozenset({2, 3})
         trained_apart: Names of the modules that have an optimiser in `own_optimisers`.
         own_optimisers: Name to optimiser of a module that the run's optimiser does not train. The
             loop steps and saves them with it; their learning rate is the method's affair.

@@ -37,6 +37,9 @@ class Sss(Method):
     """L = (L_x + w(t) L_u) / 2 + v(t) L_sam; unlabelled terms are means over two strong views."""
 
     name = "sss"
+    dimensions = frozenset({2})
+    dimensions = frozenset({2})
+    dimensions = frozenset({2})
 
     def __init__(self, student: SegmentationNet, config: TrainConfig) -> None:
         super().__init__(student, config)
