@@ -50,12 +50,22 @@ def load_config(model: type[C], path: Path | None, overrides: Sequence[str] = ()
         UsageError: The file is missing or is not a mapping, an override has no `=`, or a key or
             value does not fit.
     """
-    data: dict[str, Any] = {}
-    if path is not None:
-        data = _read_mapping(path)
+    data = {} if path is None else read_mapping(path)
     for text in overrides:
         _apply_override(data, text)
     return parse_config(model, data, source=str(path or "--set"))
+
+
+def override_config(config: C, overrides: Sequence[str]) -> C:
+    """A copy of `config` with `key.sub=value` texts applied; later ones win.
+
+    Raises:
+        UsageError: An override has no `=`, or a key or value does not fit.
+    """
+    data = config.model_dump(mode="json")
+    for text in overrides:
+        _apply_override(data, text)
+    return parse_config(type(config), data, source="--set")
 
 
 def dump_yaml(config: Config) -> str:
@@ -63,7 +73,12 @@ def dump_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; empty for an empty file.
+
+    Raises:
+        UsageError: The file is missing, not YAML, or holds no mapping.
+    """
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

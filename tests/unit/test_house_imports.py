@@ -32,6 +32,17 @@ ROOMS = {
     "export": {"networks", "sam", "volume", "storage", "contracts"},
     "serving": {"storage", "contracts"},
     "pipeline": {"contracts", "storage"},
+    "bench": {
+        "contracts",
+        "storage",
+        "ingest",
+        "networks",
+        "prompts",
+        "sam",
+        "training",
+        "evaluation",
+        "pipeline",
+    },
     "cli": None,
 }
 """Room to the rooms it may import; None: every room's public modules."""
@@ -95,7 +106,7 @@ def _allowed(room: str, relative: Path, target: list[str]) -> bool:
     if allowed is None:
         return head in ROOMS or head == "experiment"
     if head == "experiment":
-        return room == "pipeline"
+        return room in {"pipeline", "bench"}
     narrow = NARROW.get((room, head))
     if narrow is not None:
         return ".".join(target[:2]) in narrow

@@ -13,7 +13,19 @@ import typer
 from typer.exceptions import TyperException
 
 import sssflow
-from sssflow.cli import data, demo, doctor, evaluate, export, infer, pipeline, prompts, sam2, train
+from sssflow.cli import (
+    bench,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    infer,
+    pipeline,
+    prompts,
+    sam2,
+    train,
+)
 from sssflow.cli.session import Session, error_console
 from sssflow.errors import SssflowError
 
@@ -37,6 +49,7 @@ app.command("prompts")(prompts.prompts)
 app.command("infer")(infer.infer)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(export.app, name="export")
+app.command("bench")(bench.bench)
 app.add_typer(sam2.app, name="sam2")
 app.add_typer(pipeline.app, name="pipeline")
 

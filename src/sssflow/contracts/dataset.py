@@ -100,6 +100,11 @@ class DatasetManifest(Contract):
     class_names: tuple[str, ...] = Field(min_length=2, description="Index = label; 0 background.")
     source_digest: Sha256 = Field(description="Digest over the digests of the source files.")
     split_rule: str = Field(description="How roles were given, in words a reader can check.")
+    label_order: tuple[str, ...] = Field(
+        (),
+        description="Patients that may be labelled, in the order in which labels are given; with "
+        "it a reader can give fewer of them than this dataset does.",
+    )
     cases: tuple[Case, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

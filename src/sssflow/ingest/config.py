@@ -28,10 +28,9 @@ class SplitConfig(Config):
         "random: that order shuffled with `seed`.",
     )
     seed: int = Field(1337, ge=0, description="Seed of the shuffle; unused with order=list.")
-    labelled: Amount = Field(
+    labelled: Amount | Literal["all"] = Field(
         0.1,
-        gt=0,
-        description="Labelled patients: the first n (7), or a share of the pool (0.1).",
+        description="Labelled patients: the first n (7), a share of the pool (0.1), or all.",
     )
     labelled_slices: int | None = Field(
         None,
@@ -63,6 +62,8 @@ class SplitConfig(Config):
     def _amounts_are_counts_or_shares(self) -> Self:
         for name in ("labelled", "validation", "test"):
             value = getattr(self, name)
+            if name == "labelled" and isinstance(value, int | float) and value <= 0:
+                raise ValueError(f"labelled must be above 0, not {value}")
             if isinstance(value, float) and value >= 1:
                 raise ValueError(f"{name} must be a whole number or a share below 1, not {value}")
         return self

@@ -28,10 +28,11 @@ class AssignedCase:
 
 @dataclass(frozen=True)
 class Split:
-    """All cases sorted by id, and the rule in words."""
+    """All cases sorted by id, the rule in words, and the order in which labels were given."""
 
     cases: tuple[AssignedCase, ...]
     rule: str
+    order: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -53,6 +54,7 @@ def assign_roles(dataset: SourceDataset, config: SplitConfig) -> Split:
     pool = _pool(dataset, listed)
     roles: dict[str, Role]
     if config.file is None:
+        pool = _shuffled(pool, config)
         roles, rule = _by_rule(dataset, listed, pool, config)
     else:
         roles, rule = _by_file(dataset, pool, config, config.file)
@@ -61,7 +63,19 @@ def assign_roles(dataset: SourceDataset, config: SplitConfig) -> Split:
     _check_masks(kept, roles)
     cases = sorted((_assigned(case, roles) for case in kept), key=lambda c: c.source.case_id)
     notes = [f"{len(useless)} scans without masks are left out: their patients have another role"]
-    return Split(tuple(cases), rule, tuple(notes if useless else ()))
+    order = _label_order(pool, roles)
+    return Split(tuple(cases), rule, order, tuple(notes if useless else ()))
+
+
+def _label_order(pool: Sequence[str], roles: Mapping[str, Role]) -> tuple[str, ...]:
+    """Labelled patients first, each part in the order of the pool; others' roles stay theirs."""
+    given = {patient: roles.get(patient, Role.UNLABELLED) for patient in pool}
+    return tuple(
+        patient
+        for wanted in (Role.LABELLED, Role.UNLABELLED)
+        for patient, role in given.items()
+        if role == wanted
+    )
 
 
 def _assigned(case: SourceCase, roles: Mapping[str, Role]) -> AssignedCase:
@@ -96,6 +110,13 @@ def _pool(dataset: SourceDataset, listed: Mapping[str, ListName]) -> list[str]:
     return [n for n in names if n in with_mask and listed[n] == ListName.TRAIN]
 
 
+def _shuffled(pool: list[str], config: SplitConfig) -> list[str]:
+    if config.order == "random":
+        pool = sorted(pool)
+        random.Random(config.seed).shuffle(pool)  # noqa: S311 - a split, no secret
+    return pool
+
+
 def _by_rule(
     dataset: SourceDataset,
     listed: Mapping[str, ListName],
@@ -105,8 +126,6 @@ def _by_rule(
     rules = []
     roles: dict[str, Role] = {}
     if config.order == "random":
-        pool = sorted(pool)
-        random.Random(config.seed).shuffle(pool)  # noqa: S311 - a split, no secret
         rules.append(f"patients shuffled with seed {config.seed}")
     else:
         rules.append("patients in the order of the data set")
@@ -142,9 +161,11 @@ def _labelled(
     dataset: SourceDataset, pool: list[str], size: int, config: SplitConfig
 ) -> tuple[list[str], str]:
     if config.labelled_slices is None:
-        count = max(1, _count(config.labelled, size, "labelled", len(pool)))
+        everybody = config.labelled == "all"
+        count = len(pool) if everybody else _count(config.labelled, size, "labelled", len(pool))
         if not pool:
-            raise _too_many("labelled", count, 0)
+            raise _too_many("labelled", max(1, count), 0)
+        count = max(1, count)
         return pool[:count], f"labelled: the first {count} of the order"
     chosen = _patients_of_first_lines(dataset.slice_patients, config.labelled_slices)
     if not set(chosen) <= set(pool):
@@ -227,7 +248,9 @@ def _by_folds(
     known = set(patient_of.values())
     roles = _merge({"labelled": sides["train"], "validation": sides["val"]}, known, path)
     train = [p for p in pool if p in set(sides["train"])]
-    count = max(1, _count(config.labelled, len(train), "labelled", len(train)))
+    everybody = config.labelled == "all"
+    count = len(train) if everybody else _count(config.labelled, len(train), "labelled", len(train))
+    count = max(1, count)
     roles = {p: role for p, role in roles.items() if role == Role.VALIDATION}
     roles.update(dict.fromkeys(train[:count], Role.LABELLED))
     listed = _listed_patients(dataset)

@@ -106,6 +106,7 @@ def run(
             class_names=dataset.class_names,
             source_digest=source_digest(outcome.facts),
             split_rule=split.rule,
+            label_order=split.order,
             cases=tuple(outcome.packed),
         )
         packer.publish(manifest)

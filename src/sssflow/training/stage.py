@@ -211,8 +211,8 @@ def _publish(
     inputs: dict[str, Sha256],
 ) -> RunRecord:
     config = prepared.config
-    chosen = bool(standing.best_weights)
-    weights = standing.best_weights or copied(evaluated_network(prepared).state_dict())
+    chosen = bool(standing.best_weights) and config.selection == "validation"
+    weights = standing.best_weights if chosen else copied(evaluated_network(prepared).state_dict())
     step = standing.best_step if chosen else standing.step
     name = "ema" if evaluated_network(prepared) is prepared.method.teacher else "student"
     provenance = Provenance(manifest.class_names, manifest.digest, config.method, step)
@@ -227,11 +227,7 @@ def _publish(
         inputs=inputs,
         steps=standing.step,
         best_step=step,
-        selection=(
-            f"best mean foreground Dice on the validation cases, weights: {name}"
-            if chosen
-            else f"last step (the dataset has no validation case), weights: {name}"
-        ),
+        selection=f"{_selection(config, chosen)}, weights: {name}",
         metrics={f"validation_{k}": v for k, v in best.items() if k != "step"},
         history=tuple(standing.history),
         checkpoints=tuple(
@@ -244,6 +240,14 @@ def _publish(
     )
     save_contract(record, out / RUN_FILE)
     return record
+
+
+def _selection(config: TrainConfig, chosen: bool) -> str:
+    if chosen:
+        return "best mean foreground Dice on the validation cases"
+    if config.selection == "last":
+        return "last step (nothing was selected)"
+    return "last step (the dataset has no validation case)"
 
 
 def _finished(path: Path, config: TrainConfig, inputs: dict[str, Sha256]) -> RunRecord:

@@ -1,0 +1,1 @@
+"""Benchmarks: protocols, variants, many runs side by side, one table."""

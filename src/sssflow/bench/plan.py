@@ -1,0 +1,129 @@
+"""Which runs a benchmark consists of, and the complete settings of each.
+
+Later settings win: the protocol's base, then what a method differs in, then the variant, then the
+user's own; label count, seed, method and rule of selection are the run's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sssflow.bench.config import SUPERVISED, BenchConfig
+from sssflow.bench.protocol import Protocol
+from sssflow.bench.variants import DEFAULT, find_variant
+from sssflow.configuration import override_config
+from sssflow.contracts.base import Record, Sha256
+from sssflow.contracts.bench import RunKey
+from sssflow.errors import UsageError
+from sssflow.experiment import ExperimentConfig
+
+
+class RunOrder(Record):
+    """Everything that one worker needs to know.
+
+    `digest` names the work, not the place or the machine: equal digests, equal results.
+    """
+
+    key: RunKey
+    protocol: str
+    experiment: ExperimentConfig
+    warmup_share: float
+    dataset: Path
+    dataset_digest: Sha256
+    out: Path
+    chains: Path
+    threads: int = 0
+
+    @property
+    def digest(self) -> Sha256:
+        """SHA-256 of key, settings and data."""
+        content = self.model_dump(
+            mode="json", include={"key", "experiment", "warmup_share", "dataset_digest"}
+        )
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_keys(
+    protocol: Protocol, config: BenchConfig, known_methods: Mapping[str, Any]
+) -> tuple[RunKey, ...]:
+    """All runs, seed by seed, supervised first, so that an early stop leaves whole comparisons.
+
+    Raises:
+        UsageError: An unknown method or variant.
+    """
+    unknown = [name for name in config.methods if name not in known_methods]
+    if unknown:
+        raise UsageError(
+            "There is no such method.",
+            expected=" | ".join(known_methods),
+            found=", ".join(unknown),
+            action="`sssflow bench --list` shows the methods.",
+        )
+    pairs = _pairs(config)
+    return tuple(
+        RunKey(method=method, variant=variant, labelled=labelled, seed=seed)
+        for seed in dict.fromkeys(config.seeds)
+        for labelled in dict.fromkeys(config.labelled or protocol.labelled)
+        for method, variant in pairs
+    )
+
+
+def baseline_variant(variant: str) -> str:
+    """The variant of the supervised run that a run of `variant` is compared with."""
+    return variant if find_variant(variant).changes_supervised else DEFAULT
+
+
+def settings_of(protocol: Protocol, config: BenchConfig, key: RunKey) -> ExperimentConfig:
+    """The complete settings of one run.
+
+    Raises:
+        UsageError: A key or value of a method, a variant or the user does not fit.
+    """
+    variant = find_variant(key.variant).set
+    texts = [
+        *(_text(f"train.{name}", value) for name, value in _own(protocol, key.method)),
+        *(_text(name, value) for name, value in variant.items()),
+        *config.settings,
+        _text("train.method", key.method),
+        _text("train.selection", protocol.selection),
+        *(_text(f"{section}.seed", key.seed) for section in ("train", "adapt")),
+    ]
+    if protocol.source == "phantoms":
+        texts.append(_text("phantoms.seed", key.seed))
+    return override_config(protocol.experiment, texts)
+
+
+def _pairs(config: BenchConfig) -> list[tuple[str, str]]:
+    wanted = [(m, v) for v in config.variants for m in config.methods]
+    needed = [(SUPERVISED, baseline_variant(v)) for v in config.variants]
+    pairs = [*needed, *wanted] if config.baseline else wanted
+    # A variant that does not touch supervised training would give the same run twice.
+    return [
+        pair
+        for pair in dict.fromkeys(pairs)
+        if pair[0] != SUPERVISED or pair[1] == baseline_variant(pair[1])
+    ]
+
+
+def _own(protocol: Protocol, method: str) -> list[tuple[str, Any]]:
+    """Dotted keys of a method's section, so that only they are replaced."""
+    found: list[tuple[str, Any]] = []
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                walk(f"{prefix}.{name}" if prefix else name, inner)
+        else:
+            found.append((prefix, value))
+
+    walk("", protocol.methods.get(method, {}))
+    return found
+
+
+def _text(key: str, value: Any) -> str:
+    return f"{key}={json.dumps(value)}"

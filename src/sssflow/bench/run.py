@@ -1,0 +1,264 @@
+"""One run: SAM-2's masks where the method needs them made before, training, evaluation.
+
+The staged chain (warm-up, adaptation, prompts, masks) lies in a folder named by what it depends
+on, so that all runs of the same settings, data and seed share one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from sssflow.bench.plan import RunOrder
+from sssflow.contracts.bench import RunResult
+from sssflow.contracts.dataset import DatasetManifest, Role
+from sssflow.contracts.evaluation import EvaluationSummary
+from sssflow.contracts.model import TrainedModel
+from sssflow.contracts.run import RunRecord
+from sssflow.errors import UsageError
+from sssflow.evaluation import stage as evaluation
+from sssflow.experiment import ExperimentConfig
+from sssflow.networks.registry import build_network
+from sssflow.prompts import stage as prompts
+from sssflow.sam import adapt
+from sssflow.sam import stage as sam
+from sssflow.storage.atomic import disk_errors
+from sssflow.storage.contracts import load_contract, save_contract
+from sssflow.storage.digest import reference
+from sssflow.training import stage as training
+from sssflow.training.config import TrainConfig
+from sssflow.training.loop import Progress
+from sssflow.training.methods.registry import build_method
+
+_LOG = logging.getLogger(__name__)
+RESULT_FILE = "result.json"
+_GIB = 1 << 30
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Chain:
+    """What was made before the training: a start, masks, and the time that each part took."""
+
+    start: Path | None = None
+    masks: list[Path] = field(default_factory=list)
+    scored: list[Path] = field(default_factory=list)
+    steps: int = 0
+    wall_time_s: dict[str, float] = field(default_factory=dict)
+
+
+def run(order: RunOrder, say: Say = _LOG.info) -> RunResult:
+    """Train and measure what `order` says; a finished run is returned as it is.
+
+    Args:
+        order: Settings and places. `order.out` gets `train/`, `evaluation/`, and `result.json`
+            last.
+        say: Told what happens, at least at every step of the training.
+
+    Raises:
+        UsageError: Another run's results are in `order.out`, or the settings do not fit.
+        DataError: The data cannot be used, or a loss is not finite.
+        InterruptedRun: SIGINT or SIGTERM; the same call goes on from the checkpoint.
+    """
+    done = finished(order)
+    if done is not None:
+        return done
+    settings = order.experiment
+    manifest = load_contract(DatasetManifest, order.dataset)
+    config, chain = settings.train, Chain()
+    if needs_masks(config, manifest.class_count):
+        warmup = round(order.warmup_share * config.steps)
+        chain = make_chain(order, settings, manifest, warmup, say)
+        config = config.model_copy(update={"steps": config.steps - warmup})
+    record = training.run(
+        config,
+        order.dataset,
+        order.out / "train",
+        masks=chain.masks,
+        start=chain.start,
+        progress=_told(say, config.method),
+    )
+    say("evaluating")
+    started = time.monotonic()
+    summary = evaluation.run(
+        settings.evaluate,
+        order.dataset,
+        {"model": order.out / "train" / "model" / "model.json"},
+        order.out / "evaluation",
+        runs={"model": order.out / "train" / "run.json"},
+        masks=[folder / "masks" / "masks.json" for folder in chain.scored],
+        prompts=[folder / "prompts" / "prompts.json" for folder in chain.scored],
+    )
+    chain.wall_time_s |= {
+        "train": record.wall_time_s,
+        "evaluate": time.monotonic() - started,
+    }
+    result = _result(order, chain, record, summary)
+    save_contract(result, order.out / RESULT_FILE)
+    return result
+
+
+def finished(order: RunOrder) -> RunResult | None:
+    """The result that is already there; None if there is none.
+
+    Raises:
+        UsageError: It is of other settings or data.
+        DataError: It cannot be read.
+    """
+    path = order.out / RESULT_FILE
+    if not path.exists():
+        return None
+    result = load_contract(RunResult, path)
+    if result.order_digest != order.digest:
+        raise UsageError(
+            "The folder holds a run with other settings or data.",
+            where=order.out,
+            expected=f"digest {order.digest[:12]}",
+            found=f"digest {result.order_digest[:12]}",
+            action="Choose another output folder, or remove this run's folder.",
+        )
+    return result
+
+
+def needs_masks(config: TrainConfig, class_count: int) -> bool:
+    """Whether the method, as it is configured, learns from masks that SAM-2 made before."""
+    student = build_network(config.network, class_count, seed=config.seed)
+    return build_method(student, config).needs_masks
+
+
+def make_chain(
+    order: RunOrder,
+    settings: ExperimentConfig,
+    manifest: DatasetManifest,
+    steps: int,
+    say: Say,
+) -> Chain:
+    """Warm-up, adaptation of SAM-2, prompts and masks; parts that are there are taken over.
+
+    Another process that makes the same chain is waited for.
+    """
+    warmup = settings.train.model_copy(update={"method": "supervised", "steps": steps})
+    depends = [manifest.digest, warmup.digest(), settings.adapt.digest(), settings.sam.digest()]
+    depends += [settings.prompts.digest(), *(role.value for role in settings.pipeline.scored_roles)]
+    name = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
+    chain = Chain(steps=steps)
+    with _alone(order.chains / name, say) as out:
+        record = training.run(
+            warmup, order.dataset, out / "warmup", progress=_told(say, "warm-up, supervised")
+        )
+        chain.wall_time_s["warmup"] = record.wall_time_s
+        chain.start = out / "warmup" / "model" / "model.json"
+        weights = None
+        if settings.adapt.steps:
+            weights = out / "sam2" / adapt.ADAPTED_FILE
+            with _timed(out, "adapt", weights, chain, say) as needed:
+                if needed:
+                    adapt.run(settings.adapt, settings.sam, order.dataset, out / "sam2")
+        for role in (Role.UNLABELLED, *settings.pipeline.scored_roles):
+            folder = out / role.value
+            with _timed(out, f"sam2_{role.value}", folder / "masks/masks.json", chain, say) as todo:
+                if todo:
+                    _masks(settings, order.dataset, chain.start, role, folder, weights)
+            if role is Role.UNLABELLED:
+                chain.masks.append(folder / "masks" / "masks.json")
+            else:
+                chain.scored.append(folder)
+    return chain
+
+
+def _masks(
+    settings: ExperimentConfig,
+    dataset: Path,
+    model: Path,
+    role: Role,
+    folder: Path,
+    weights: Path | None,
+) -> None:
+    asked = settings.prompts.model_copy(update={"roles": (role,)})
+    prompts.run(asked, dataset, model, folder / "prompts")
+    prompt_file = folder / "prompts" / "prompts.json"
+    sam.run(settings.sam, dataset, prompt_file, folder / "masks", weights=weights)
+
+
+@contextmanager
+def _alone(folder: Path, say: Say) -> Iterator[Path]:
+    """Hold `folder/.chain-lock`; the system frees it when the process ends, however it ends."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".chain-lock").open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another run that makes the same SAM-2 masks")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield folder
+
+
+@contextmanager
+def _timed(out: Path, part: str, result: Path, chain: Chain, say: Say) -> Iterator[bool]:
+    """Yield whether `result` must be made; its seconds are kept in a file for later runs."""
+    kept = out / f"{part}.seconds"
+    needed = not result.exists()
+    started = time.monotonic()
+    if needed:
+        say(f"{part}: started")
+    yield needed
+    if needed:
+        kept.write_text(f"{time.monotonic() - started:.3f}\n", encoding="utf-8")
+    chain.wall_time_s[part] = float(kept.read_text("utf-8")) if kept.exists() else 0.0
+
+
+def _told(say: Say, what: str) -> Callable[[Progress], None]:
+    def tell(now: Progress) -> None:
+        best = "" if now.best_dice is None else f", best validation Dice {now.best_dice:.3f}"
+        say(f"{what}: step {now.step} of {now.steps}, loss {now.loss:.3f}{best}")
+
+    return tell
+
+
+def _result(
+    order: RunOrder, chain: Chain, record: RunRecord, summary: EvaluationSummary
+) -> RunResult:
+    figures = summary.models[0]
+    history = [row["dice"] for row in record.history if "dice" in row]
+    model = order.out / "train" / "model" / "model.json"
+    return RunResult(
+        key=order.key,
+        order_digest=order.digest,
+        config_digest=record.config_digest,
+        dataset_digest=summary.dataset_digest,
+        model=reference(model, base=order.out),
+        model_digest=figures.model_digest,
+        weights_bytes=load_contract(TrainedModel, model).weights.size_bytes,
+        selection=record.selection,
+        best_step=record.best_step,
+        steps_in_all=chain.steps + record.steps,
+        validation_dice_best=max(history, default=None),
+        validation_dice_last=history[-1] if history else None,
+        roles=summary.roles,
+        cases=reference(order.out / "evaluation" / summary.files["cases"].uri, base=order.out),
+        strict=figures.strict,
+        ssl4mis=figures.ssl4mis,
+        sam2=summary.sam2,
+        wall_time_s=chain.wall_time_s,
+        device=record.device,
+        peak_gpu_gib=_peak_gpu_gib(),
+        notes=(*record.notes, *summary.notes),
+    )
+
+
+def _peak_gpu_gib() -> float | None:
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.max_memory_reserved() / _GIB

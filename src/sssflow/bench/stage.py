@@ -1,0 +1,239 @@
+"""The bench stage: datasets, runs, tables; the same call again goes on where it stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import sssflow
+from sssflow.bench.config import BenchConfig
+from sssflow.bench.plan import RunOrder, run_keys, settings_of
+from sssflow.bench.pool import LOG_FILE, Pool
+from sssflow.bench.protocol import Protocol
+from sssflow.bench.published import published_rows
+from sssflow.bench.run import RESULT_FILE, finished
+from sssflow.bench.scores import group_rows, read_scores
+from sssflow.bench.table import markdown, table_csv
+from sssflow.contracts.bench import BenchRecord, RunFailure, RunKey, RunResult
+from sssflow.contracts.dataset import DatasetManifest
+from sssflow.errors import (
+    DataError,
+    InternalError,
+    InterruptedRun,
+    SssflowError,
+    UnavailableError,
+    UsageError,
+)
+from sssflow.evaluation.aggregate import Resampling
+from sssflow.ingest import relabel
+from sssflow.ingest import stage as ingest
+from sssflow.ingest.phantoms import stage as phantoms
+from sssflow.storage.atomic import write_text
+from sssflow.storage.contracts import load_contract, save_contract
+from sssflow.storage.digest import reference
+from sssflow.training.methods.registry import METHODS
+
+_LOG = logging.getLogger(__name__)
+RECORD_FILE = "bench.json"
+TABLE_FILE = "table.md"
+CSV_FILE = "table.csv"
+RUNS = "runs"
+_SEED_WORDS = {
+    "folder": "Scores of a case are averaged over the seeds first.",
+    "phantoms": "Every seed has patients of its own; all of them are drawn from.",
+}
+_KINDS: tuple[type[SssflowError], ...] = (InternalError, DataError, UsageError, UnavailableError)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where the data come from: a folder of scans, or a packed dataset; neither for phantoms."""
+
+    source: Path | None = None
+    dataset: Path | None = None
+
+
+def plan(protocol: Protocol, config: BenchConfig) -> tuple[RunKey, ...]:
+    """All runs, with the settings of each checked; nothing is read or written.
+
+    Raises:
+        UsageError: An unknown method or variant, or settings that do not fit.
+    """
+    keys = run_keys(protocol, config, METHODS)
+    for key in keys:
+        settings_of(protocol, config, key)
+    return keys
+
+
+def run(protocol: Protocol, config: BenchConfig, inputs: Inputs, out: Path) -> BenchRecord:
+    """Run what is missing of a benchmark and write `table.md`, `table.csv` and `bench.json`.
+
+    Finished runs in `out` are taken over, interrupted ones go on from their checkpoint, failed
+    ones are tried again. The tables are written anew after every run.
+
+    Raises:
+        UsageError: Settings that do not fit, or data given where phantoms are drawn.
+        DataError: The scans or the dataset cannot be used.
+        InterruptedRun: SIGINT or SIGTERM; every running training has written a checkpoint.
+        SssflowError: Some runs failed; the others and the tables are there. The kind is the
+            gravest of the runs'.
+    """
+    keys = plan(protocol, config)
+    datasets = _datasets(protocol, config, inputs, keys, out)
+    orders = [_order(protocol, config, key, datasets, out) for key in keys]
+    pool = Pool(config.parallel, config.poll_s)
+    waiting = [order for order in orders if not _is_finished(order, pool)]
+    _LOG.info("%d of %d runs are there already", len(orders) - len(waiting), len(orders))
+
+    def tabulate(_: RunOrder | None = None) -> BenchRecord:
+        return _tabulate(protocol, config, orders, pool.failures, out)
+
+    pool.run(waiting, tabulate)
+    record = tabulate()
+    if pool.stopped:
+        raise InterruptedRun(
+            f"The benchmark was stopped; {len(record.results)} of {len(orders)} runs are there.",
+            where=out,
+            action="Run the same command again; it goes on from there.",
+        )
+    if pool.failures:
+        raise _gravest(pool.failures, len(orders), out)
+    return record
+
+
+def _datasets(
+    protocol: Protocol, config: BenchConfig, inputs: Inputs, keys: Sequence[RunKey], out: Path
+) -> dict[tuple[int | float, int], Path]:
+    """(label count, seed) to manifest; one dataset with all labels serves every label count."""
+    found: dict[tuple[int | float, int], Path] = {}
+    for key in keys:
+        place = (key.labelled, key.seed)
+        if place in found:
+            continue
+        part = f"-s{key.seed}" if protocol.source == "phantoms" else ""
+        whole = inputs.dataset or _whole(protocol, config, inputs, key, out / "data" / f"all{part}")
+        folder = out / "data" / f"l{key.labelled:g}{part}"
+        relabel.run(whole, key.labelled, folder)
+        found[place] = folder / relabel.MANIFEST
+    return found
+
+
+def _whole(protocol: Protocol, config: BenchConfig, inputs: Inputs, key: RunKey, out: Path) -> Path:
+    manifest = out / "dataset" / relabel.MANIFEST
+    settings = settings_of(protocol, config, key)
+    source = inputs.source
+    if protocol.source == "phantoms":
+        if source is not None:
+            raise UsageError("This protocol draws its own scans.", where="source", found=source)
+        source = out / "scans"
+    if source is None:
+        raise UsageError(
+            "There are no scans to run the protocol on.",
+            expected="--source FOLDER of scans, or --dataset MANIFEST of a packed dataset",
+            found="neither",
+        )
+    if manifest.exists():
+        return manifest
+    if protocol.source == "phantoms":
+        phantoms.run(settings.require_phantoms(), source)
+    split = settings.ingest.split.model_copy(update={"labelled": "all", "labelled_slices": None})
+    ingest.run(settings.ingest.model_copy(update={"split": split}), source, out / "dataset")
+    return manifest
+
+
+def _order(
+    protocol: Protocol,
+    config: BenchConfig,
+    key: RunKey,
+    datasets: dict[tuple[int | float, int], Path],
+    out: Path,
+) -> RunOrder:
+    dataset = datasets[(key.labelled, key.seed)]
+    cores = len(os.sched_getaffinity(0))
+    return RunOrder(
+        key=key,
+        protocol=protocol.name,
+        experiment=settings_of(protocol, config, key),
+        warmup_share=protocol.warmup_share,
+        dataset=dataset.absolute(),
+        dataset_digest=load_contract(DatasetManifest, dataset).digest,
+        out=(out / RUNS / key.name).absolute(),
+        chains=(out / "chains").absolute(),
+        threads=config.threads or max(1, cores // config.parallel),
+    )
+
+
+def _is_finished(order: RunOrder, pool: Pool) -> bool:
+    """Whether the run needs no worker; one with other settings is a failure, not a result."""
+    try:
+        return finished(order) is not None
+    except SssflowError as error:
+        pool.failures.append(
+            RunFailure(
+                key=order.key,
+                order_digest=order.digest,
+                kind=error.kind,
+                exit_code=error.exit_code,
+                message=error.describe(),
+            )
+        )
+        return True
+
+
+def _tabulate(
+    protocol: Protocol,
+    config: BenchConfig,
+    orders: Sequence[RunOrder],
+    failed: Sequence[RunFailure],
+    out: Path,
+) -> BenchRecord:
+    failures = {failure.key.name: failure for failure in failed}
+    there = [
+        order
+        for order in orders
+        if order.key.name not in failures and (order.out / RESULT_FILE).exists()
+    ]
+    scored = [read_scores(load_contract(RunResult, o.out / RESULT_FILE), o.out) for o in there]
+    settings = protocol.experiment.evaluate
+    resampling = Resampling(settings.bootstrap_resamples, settings.confidence, settings.seed)
+    rows = group_rows(scored, resampling, settings.permutation_flips)
+    reached = {order.key.name for order in there} | set(failures)
+    missing = [order.key for order in orders if order.key.name not in reached]
+    words = [f"Intervals: {resampling.describe()}. {_SEED_WORDS[protocol.source]}"]
+    words += list(dict.fromkeys(f"p: {r.comparison.test}." for r in rows if r.comparison))
+    words += list(dict.fromkeys(_split_words(order) for order in there))
+    page = markdown(protocol, rows, failures, missing, published_rows(protocol.published), words)
+    write_text(out / TABLE_FILE, page)
+    write_text(out / CSV_FILE, table_csv(protocol, rows, failures))
+    record = BenchRecord(
+        protocol=protocol.name,
+        protocol_digest=protocol.digest(),
+        config=config.model_dump(mode="json", exclude={"poll_s"}),
+        dataset_digests={f"l{o.key.labelled:g}-s{o.key.seed}": o.dataset_digest for o in orders},
+        versions={"sssflow": sssflow.__version__},
+        results={o.key.name: reference(o.out / RESULT_FILE, base=out.absolute()) for o in there},
+        failures={name: failure.first_line for name, failure in failures.items()},
+        missing=tuple(key.name for key in missing),
+        files={name: reference(out / name, base=out) for name in (TABLE_FILE, CSV_FILE)},
+    )
+    save_contract(record, out / RECORD_FILE)
+    return record
+
+
+def _split_words(order: RunOrder) -> str:
+    manifest = load_contract(DatasetManifest, order.dataset)
+    return f"Split with {order.key.labelled:g} labelled: {manifest.split_rule}."
+
+
+def _gravest(failures: Sequence[RunFailure], total: int, out: Path) -> SssflowError:
+    codes = {failure.exit_code for failure in failures}
+    kind = next((k for k in _KINDS if k.exit_code in codes), UnavailableError)
+    return kind(
+        f"{len(failures)} of {total} runs failed; the others are in the table.",
+        where=out / TABLE_FILE,
+        found="; ".join(f"{f.key.name}: {f.first_line}" for f in failures),
+        action=f"Read {RUNS}/<run>/{LOG_FILE}; the same command tries the failed runs again.",
+    )

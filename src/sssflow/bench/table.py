@@ -1,0 +1,321 @@
+"""The tables of a benchmark: Markdown to read, CSV to compute with."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+from sssflow.bench.protocol import Protocol
+from sssflow.bench.published import PublishedRow
+from sssflow.bench.scores import Estimate, GroupRow
+from sssflow.contracts.bench import RunFailure, RunKey
+from sssflow.evaluation.metrics import CONVENTIONS
+
+_DASH = "–"
+
+_SHOWN = {
+    "strict_dice": ("Dice", 100.0),
+    "strict_iou": ("Jaccard", 100.0),
+    "ssl4mis_dice": ("Dice", 100.0),
+    "ssl4mis_jaccard": ("Jaccard", 100.0),
+    "ssl4mis_hd95_voxel": ("HD95 (voxels)", 1.0),
+    "ssl4mis_asd_voxel": ("ASD (voxels)", 1.0),
+}
+
+
+def markdown(
+    protocol: Protocol,
+    rows: Sequence[GroupRow],
+    failures: Mapping[str, RunFailure],
+    missing: Sequence[RunKey],
+    published: Sequence[PublishedRow],
+    words: Sequence[str],
+) -> str:
+    """The page: results, then published against ours, then every run, then what failed."""
+    parts = [
+        f"# {protocol.title}",
+        "",
+        protocol.summary,
+        "",
+        *_results(protocol, rows),
+        *_failed(failures, missing),
+        *_published(protocol, rows, published),
+        *_runs(rows),
+        *_words(protocol, rows, words),
+    ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _results(protocol: Protocol, rows: Sequence[GroupRow]) -> list[str]:
+    head = ["labelled", "method", "variant", "seeds", "Dice", "sd over seeds"]
+    head += ["gain over supervised", "p", "Jaccard", "HD95"]
+    head += ["SSL4MIS: Dice / Jaccard / HD95 / ASD", "validation Dice best / last", "steps"]
+    head += ["training, min"]
+    cells = []
+    for row in rows:
+        versus = row.comparison
+        cells.append(
+            [
+                _amount(row.labelled, protocol),
+                row.method,
+                row.variant,
+                str(len(row.seeds)),
+                _estimate(row.figures["strict_dice"], 100),
+                _number(row.dice_std, 100),
+                _estimate(versus.gain, 100, signed=True) if versus else _DASH,
+                _p(versus.p_value) if versus else _DASH,
+                _number(row.figures["strict_iou"].value, 100),
+                _hd95(row),
+                _quadruple(row.figures),
+                _validation(row),
+                _range([r.steps_in_all for r in row.results]),
+                _number(_mean([sum(r.wall_time_s.values()) for r in row.results]), 1 / 60, 1),
+            ]
+        )
+    return ["## Results", "", *_table(head, cells), ""]
+
+
+def _failed(failures: Mapping[str, RunFailure], missing: Sequence[RunKey]) -> list[str]:
+    if not failures and not missing:
+        return []
+    cells = [[name, f.kind, f.first_line] for name, f in failures.items()]
+    cells += [[key.name, "not reached", "the benchmark was stopped before"] for key in missing]
+    return ["## Runs without a result", "", *_table(["run", "kind", "reason"], cells), ""]
+
+
+def _published(
+    protocol: Protocol, rows: Sequence[GroupRow], published: Sequence[PublishedRow]
+) -> list[str]:
+    if not published:
+        return []
+    prefix = "ssl4mis" if protocol.convention == "ssl4mis" else "strict"
+    head = ["labelled", "row", "Dice", "Jaccard", "HD95", "ASD", "checkpoint chosen by", "source"]
+    cells: list[tuple[float, int, list[str]]] = []
+    for row in rows:
+        figures = [row.figures.get(f"{prefix}_{m}", Estimate(None)) for m in _quad(prefix)]
+        numbers = [
+            _number(f.value, scale) for f, scale in zip(figures, (100, 100, 1, 1), strict=True)
+        ]
+        name = f"**ours: {row.method}, {row.variant}** ({len(row.seeds)} seeds)"
+        selection = row.results[0].selection
+        cells.append(
+            (
+                float(row.labelled),
+                0,
+                [_amount(row.labelled, protocol), name, *numbers, selection, "this table"],
+            )
+        )
+    wanted = {row.labelled for row in rows}
+    for entry in published:
+        if entry.labelled in wanted:
+            amount = _amount(entry.labelled, protocol)
+            numbers = [_plain(v) for v in (entry.dice, entry.jaccard, entry.hd95, entry.asd)]
+            cells.append(
+                (
+                    float(entry.labelled),
+                    1,
+                    [amount, entry.method, *numbers, entry.selection, _sourced(entry)],
+                )
+            )
+    ordered = [c for *_, c in sorted(cells, key=lambda item: item[:2])]
+    return [
+        "## Published and ours",
+        "",
+        f"Ours in the convention `{prefix}`. Published figures are what their source reports; "
+        "a checkpoint chosen on the reported cases flatters. †: the figures break mean J ≥ "
+        "D / (2 − D) and cannot both be means over the same masks.",
+        "",
+        *_table(head, ordered),
+        "",
+    ]
+
+
+def _sourced(entry: PublishedRow) -> str:
+    return f"{entry.source}{'; ' + entry.note if entry.note else ''}"
+
+
+def _quad(prefix: str) -> tuple[str, str, str, str]:
+    if prefix == "ssl4mis":
+        return ("dice", "jaccard", "hd95_voxel", "asd_voxel")
+    return ("dice", "iou", "hd95_pooled_mm", "assd_mm")
+
+
+def _runs(rows: Sequence[GroupRow]) -> list[str]:
+    head = ["run", "Dice", "kept step", "selection", "dataset", "settings", "model", "device"]
+    head += ["GPU, GiB", "coarse to SAM-2, Dice"]
+    cells = [
+        [
+            result.key.name,
+            _number(result.strict["dice"].value, 100),
+            f"{result.best_step} of {result.steps_in_all}",
+            result.selection,
+            result.dataset_digest[:12],
+            result.config_digest[:12],
+            result.model_digest[:12],
+            result.device,
+            _number(result.peak_gpu_gib, 1),
+            "; ".join(
+                f"{_number(q.coarse.value, 100)} to {_number(q.sam2.value, 100)}"
+                for q in result.sam2
+                if q.coarse is not None
+            )
+            or _DASH,
+        ]
+        for row in rows
+        for result in row.results
+    ]
+    return ["## Every run", "", *_table(head, cells), ""]
+
+
+def _words(protocol: Protocol, rows: Sequence[GroupRow], words: Sequence[str]) -> list[str]:
+    lines = [*words, *protocol.caveats]
+    roles = sorted({role for row in rows for r in row.results for role in r.roles})
+    if "validation" in roles and any(
+        "validation cases" in r.selection for row in rows for r in row.results
+    ):
+        lines.append(
+            "Measured on the validation patients, which also chose each model's step: every row "
+            "is flattered, all in the same way."
+        )
+    lines.append(f"Strict: {CONVENTIONS['strict']}")
+    lines.append(f"SSL4MIS: {CONVENTIONS['ssl4mis']}")
+    lines += [f"Protocol after: {reference}" for reference in protocol.references]
+    return ["## How it was measured", "", *(f"* {line}" for line in lines)]
+
+
+CSV_COLUMNS = (
+    "protocol", "labelled", "method", "variant", "seed", "metric", "value", "low", "high",
+    "gain", "gain_low", "gain_high", "p_value", "steps_in_all", "kept_step", "wall_time_s",
+    "selection", "roles", "device", "dataset_digest", "config_digest", "model_digest", "status",
+)  # fmt: skip
+
+
+def table_csv(
+    protocol: Protocol, rows: Sequence[GroupRow], failures: Mapping[str, RunFailure]
+) -> str:
+    """One line per row and metric (seed empty), one per run (strict Dice), one per failure."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        common = {
+            "protocol": protocol.name,
+            "labelled": f"{row.labelled:g}",
+            "method": row.method,
+            "variant": row.variant,
+        }
+        for metric, found in row.figures.items():
+            writer.writerow(common | _group_cells(row, metric, found))
+        for result in row.results:
+            dice = result.strict["dice"]
+            cells = {
+                "seed": result.key.seed,
+                "metric": "strict_dice",
+                **_interval_cells(Estimate(dice.value, dice.low, dice.high), ""),
+                "steps_in_all": result.steps_in_all,
+                "kept_step": result.best_step,
+                "wall_time_s": f"{sum(result.wall_time_s.values()):.1f}",
+                "selection": result.selection,
+                "roles": " ".join(result.roles),
+                "device": result.device,
+                "dataset_digest": result.dataset_digest,
+                "config_digest": result.config_digest,
+                "model_digest": result.model_digest,
+                "status": "done",
+            }
+            writer.writerow(common | cells)
+    for failure in failures.values():
+        key = failure.key
+        writer.writerow(
+            {
+                "protocol": protocol.name,
+                "labelled": f"{key.labelled:g}",
+                "method": key.method,
+                "variant": key.variant,
+                "seed": key.seed,
+                "status": f"{failure.kind}: {failure.first_line}",
+            }
+        )
+    return text.getvalue()
+
+
+def _group_cells(row: GroupRow, metric: str, found: Estimate) -> dict[str, object]:
+    cells: dict[str, object] = {"metric": metric, "status": f"mean of {len(row.seeds)} seeds"}
+    cells |= _interval_cells(found, "")
+    if metric == "strict_dice" and row.comparison is not None:
+        cells |= _interval_cells(row.comparison.gain, "gain")
+        cells["p_value"] = _cell(row.comparison.p_value)
+    return cells
+
+
+def _interval_cells(found: Estimate, prefix: str) -> dict[str, object]:
+    names = ("gain", "gain_low", "gain_high") if prefix else ("value", "low", "high")
+    values = (found.value, found.low, found.high)
+    return {name: _cell(value) for name, value in zip(names, values, strict=True)}
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [" | ".join(head), "|".join(" --- " for _ in head)]
+    lines += [" | ".join(cell.replace("|", "/") for cell in row) for row in rows]
+    return [f"| {line.strip()} |" for line in lines]
+
+
+def _estimate(found: Estimate, scale: float, *, signed: bool = False) -> str:
+    if found.value is None:
+        return _DASH
+    sign = "+" if signed else ""
+    text = f"{scale * found.value:{sign}.2f}"
+    if found.low is None or found.high is None:
+        return text
+    return f"{text} ({scale * found.low:{sign}.2f} to {scale * found.high:{sign}.2f})"
+
+
+def _number(value: float | None, scale: float, digits: int = 2) -> str:
+    return _DASH if value is None else f"{scale * value:.{digits}f}"
+
+
+def _plain(value: float | None) -> str:
+    return _DASH if value is None else f"{value:g}"
+
+
+def _p(value: float | None) -> str:
+    return _DASH if value is None else f"{value:.3f}"
+
+
+def _hd95(row: GroupRow) -> str:
+    for name, found in row.figures.items():
+        if name.startswith("strict_hd95_pooled_"):
+            unit = "voxels" if name.endswith("voxel") else "mm"
+            return f"{_number(found.value, 1)} {unit}"
+    return _DASH
+
+
+def _quadruple(figures: Mapping[str, Estimate]) -> str:
+    names = [name for name in _SHOWN if name.startswith("ssl4mis")]
+    return " / ".join(_number(figures[n].value, _SHOWN[n][1]) for n in names)
+
+
+def _validation(row: GroupRow) -> str:
+    best = _mean([r.validation_dice_best for r in row.results if r.validation_dice_best])
+    last = _mean([r.validation_dice_last for r in row.results if r.validation_dice_last])
+    return f"{_number(best, 100)} / {_number(last, 100)}"
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _amount(labelled: int | float, protocol: Protocol) -> str:
+    if isinstance(labelled, float):
+        return f"{100 * labelled:g} %"
+    return f"{labelled} {protocol.unit}"

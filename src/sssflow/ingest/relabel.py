@@ -1,0 +1,95 @@
+"""A dataset with fewer labelled patients than the one it is made from, without a copy of the scans.
+
+One packed dataset with every label serves all label counts of a benchmark: the first patients of
+its `label_order` stay labelled, the others become unlabelled. The new folder reaches the labels of
+the cases that keep one, and no others.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from sssflow.contracts.dataset import DatasetManifest, LabelledCase, Role, UnlabelledCase
+from sssflow.errors import UsageError
+from sssflow.ingest.config import Amount
+from sssflow.storage.atomic import disk_errors
+from sssflow.storage.contracts import load_contract, save_contract
+
+MANIFEST = "manifest.json"
+_IMAGES, _LABELS = "images", "labels"
+
+
+def run(dataset: Path, labelled: Amount, out: Path) -> DatasetManifest:
+    """Write `out/manifest.json` with the first `labelled` patients labelled and the rest not.
+
+    `out` holds links to the files of `dataset`, which must stay where they are. The roles
+    validation and test are not touched.
+
+    Args:
+        dataset: The manifest.json of a dataset whose `label_order` is known.
+        labelled: Patients, or a share of those that may be labelled.
+        out: Folder; an earlier manifest in it is replaced.
+
+    Raises:
+        DataError: The dataset cannot be read.
+        UsageError: It has no order of labels, or fewer labelled patients than asked for.
+        UnavailableError: The disk is full or read-only.
+    """
+    whole = load_contract(DatasetManifest, dataset)
+    kept = _kept(whole, labelled, dataset)
+    cases = tuple(
+        _unlabelled(case)
+        if isinstance(case, LabelledCase)
+        and case.role is Role.LABELLED
+        and case.patient_id not in kept
+        else case
+        for case in whole.cases
+    )
+    manifest = whole.model_copy(
+        update={
+            "cases": cases,
+            "split_rule": f"{whole.split_rule}; of these only the first {len(kept)} of the label "
+            "order stay labelled, the others are unlabelled",
+        }
+    )
+    _link(manifest, dataset.parent, out)
+    save_contract(manifest, out / MANIFEST)
+    return manifest
+
+
+def _kept(whole: DatasetManifest, labelled: Amount, dataset: Path) -> set[str]:
+    have = {case.patient_id for case in whole.labelled(Role.LABELLED)}
+    order = [patient for patient in whole.label_order if patient in have]
+    count = labelled if isinstance(labelled, int) else int(labelled * len(whole.label_order) + 0.5)
+    if not 1 <= count <= len(order):
+        raise UsageError(
+            "The dataset cannot give so many labelled patients.",
+            where=dataset,
+            expected=f"1 to {len(order)} (its labelled patients whose order is known)",
+            found=labelled,
+            action="Pack it again with ingest.split.labelled=all.",
+        )
+    return set(order[:count])
+
+
+def _unlabelled(case: LabelledCase) -> UnlabelledCase:
+    fields = case.model_dump(exclude={"label", "role"})
+    return UnlabelledCase.model_validate(fields)
+
+
+def _link(manifest: DatasetManifest, base: Path, out: Path) -> None:
+    with disk_errors(out):
+        (out / MANIFEST).unlink(missing_ok=True)
+        for part in (_IMAGES, _LABELS):
+            shutil.rmtree(out / part, ignore_errors=True)
+        for case in manifest.cases:
+            refs = [case.image, case.label] if isinstance(case, LabelledCase) else [case.image]
+            for ref in refs:
+                if "://" in ref.uri:  # absolute: it stays true from anywhere
+                    continue
+                link = out / ref.uri
+                link.parent.mkdir(parents=True, exist_ok=True)
+                target = os.path.relpath((base / ref.uri).resolve(), link.parent.resolve())
+                link.symlink_to(target)
