@@ -239,7 +239,9 @@ def publish(
 
 @app.command()
 def sync(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of a repository.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Repository: a folder, file:// or s3://.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to copy it to.")],
     digest: Annotated[
         str, typer.Option("--digest", help="What `serve repository` printed; any if empty.")
@@ -249,10 +251,10 @@ def sync(
     ] = None,
 ) -> None:
     """Copy a model repository and verify every file (what the chart's init container does)."""
-    from sssflow.serving import publish as stage
+    from sssflow.serving import sync as stage
 
     with working("sync"):
-        kept = stage.sync(source, target, tuple(model or ()), digest)
+        kept = stage.run(source, target, models=model or (), digest=digest or None)
     finish(target / "repository.json", {"models": ", ".join(m.name for m in kept.models)})
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from sssflow.contracts.base import Contract, ObjectRef, Record
 from sssflow.contracts.model_repository import REPOSITORY_FILE, ModelRepository, ServedModel
-from sssflow.errors import DataError, InternalError, SssflowError, UsageError
+from sssflow.errors import DataError, InternalError, SssflowError
 from sssflow.serving.bench import sample_inputs
 from sssflow.serving.client import TritonClient
 from sssflow.storage.atomic import disk_errors, fsync_folder, write_bytes, write_text
@@ -114,50 +114,6 @@ def recover(live: Path, client: TritonClient) -> bool:
     _LOG.warning("a publication was interrupted; taking back %d model(s)", len(changes))
     _take_back(changes, live, client)
     return True
-
-
-def sync(
-    source: str, target: Path, models: tuple[str, ...] = (), digest: str = ""
-) -> ModelRepository:
-    """Copy a repository, every file verified, `repository.json` last.
-
-    Args:
-        source: Path or `file://` of a folder with `repository.json`.
-        target: Folder; a model that is not in the source stays.
-        models: Only these; empty: all.
-        digest: What the repository must have as its digest; empty: any.
-
-    Raises:
-        DataError: Another digest, or a file is missing or changed.
-        UsageError: The repository has no such model.
-        UnavailableError: The disk refuses.
-    """
-    folder = to_path(source)
-    described = load_contract(ModelRepository, folder / REPOSITORY_FILE)
-    if digest and described.digest != digest:
-        raise DataError(
-            "The model repository is another one than expected.",
-            where=source,
-            expected=digest,
-            found=described.digest,
-            action="Deploy with the digest that `sssflow serve repository` printed.",
-        )
-    known = {model.name for model in described.models}
-    if missing := set(models) - known:
-        raise UsageError(
-            "The repository has no such model.",
-            where=source,
-            expected=" | ".join(sorted(known)),
-            found=", ".join(sorted(missing)),
-        )
-    chosen = tuple(m for m in described.models if not models or m.name in models)
-    for number, model in enumerate(chosen, start=1):
-        for ref in model.files:
-            _copy(ref, folder, target / ref.uri)
-        _LOG.info("model %d of %d: %s", number, len(chosen), model.name)
-    kept = described.model_copy(update={"models": chosen})
-    save_contract(kept, target / REPOSITORY_FILE)
-    return kept
 
 
 def _plan(model: ServedModel, live: Path) -> _Change:
