@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from sssflow.contracts.prompts import ObjectPrompts, SlicePrompt
-from sssflow.sam.geometry import full_window
+from sssflow.sam.geometry import OUTSIDE_LOGIT, full_window
 from sssflow.sam.heads import (
     FeatureMaps,
     attend,
@@ -62,6 +63,29 @@ class ClipMasks:
     score_nt: Tensor
     answered_nt: Tensor
     entries: tuple[tuple[int, BankEntry], ...]
+
+    def merged_logits(
+        self, class_count: int, size_hw: tuple[int, int], *, present_only: bool
+    ) -> Tensor:
+        """Logits (t, k, h, w): background 0, each object its mask, every other class far below.
+
+        The arg-max is that of the objects' logits against 0 (methods.md A.7).
+
+        Args:
+            class_count: k.
+            size_hw: Rows h and columns w of the result.
+            present_only: Take an object off the slices where its score says that it is absent.
+        """
+        n, t, y, x = self.logits_ntyx.shape
+        flat = self.logits_ntyx.float().reshape(n * t, 1, y, x)
+        large = functional.interpolate(flat, size=size_hw, mode="bilinear", align_corners=False)
+        planes = large.reshape(n, t, *size_hw)
+        if present_only:
+            planes = torch.where(self.score_nt[..., None, None] > 0, planes, OUTSIDE_LOGIT)
+        empty = torch.full_like(planes[0], OUTSIDE_LOGIT)
+        by_class = {k: planes[i] for i, k in enumerate(self.class_index)}
+        rest = [by_class.get(k, empty) for k in range(1, class_count)]
+        return torch.stack([torch.zeros_like(empty), *rest], dim=1)
 
 
 @dataclass(frozen=True)

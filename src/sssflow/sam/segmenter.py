@@ -13,23 +13,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from sssflow.contracts.base import Sha256
 from sssflow.contracts.prompts import ObjectPrompts
+from sssflow.errors import DataError
 from sssflow.networks.base import SegmentationNet
 from sssflow.networks.config import NetworkConfig, Sam2StudentConfig
 from sssflow.sam.build import MASK_STRIDE, build_sam2, set_input_size
 from sssflow.sam.clip_masks import ClipMasks, MemoryKind, MemorySettings, segment_clip
-from sssflow.sam.geometry import OUTSIDE_LOGIT
 from sssflow.sam.heads import IMAGE_MEAN, IMAGE_STD, FeatureMaps
 from sssflow.sam.memory_bank import BankRules, ClassBanks
 from sssflow.sam.weights_io import load_weights, weights_path
 from sssflow.storage.digest import sha256_file
-
-__all__ = ["BankRules", "ClassBanks", "ClipMasks", "MemoryKind", "Sam2Segmenter", "merged_logits"]
 
 
 class CoarseHead(nn.Module):
@@ -96,6 +93,11 @@ class Sam2Segmenter(SegmentationNet):
         logits: Tensor = self.coarse(features)
         return logits
 
+    @staticmethod
+    def class_banks(*, capacity: int, iou_slack: float, min_iou: float) -> ClassBanks:
+        """Empty self-sorting banks, one per class; see `sam.memory_bank`."""
+        return ClassBanks(BankRules(capacity, iou_slack, min_iou))
+
     def clip_masks(
         self,
         features: Sequence[Tensor],
@@ -138,52 +140,43 @@ class Sam2Segmenter(SegmentationNet):
         )
 
 
-def merged_logits(
-    masks: ClipMasks, class_count: int, size_hw: tuple[int, int], *, present_only: bool
-) -> Tensor:
-    """Logits (t, k, h, w): background 0, each object its mask, every other class far below.
-
-    The arg-max is that of the objects' logits against 0 (methods.md A.7).
-
-    Args:
-        masks: Of the objects of a clip.
-        class_count: k.
-        size_hw: Rows and columns of the result.
-        present_only: Take an object off the slices where its score says that it is absent.
-    """
-    n, t, y, x = masks.logits_ntyx.shape
-    flat = masks.logits_ntyx.float().reshape(n * t, 1, y, x)
-    large = functional.interpolate(flat, size=size_hw, mode="bilinear", align_corners=False)
-    planes = large.reshape(n, t, *size_hw)
-    if present_only:
-        planes = torch.where(masks.score_nt[..., None, None] > 0, planes, OUTSIDE_LOGIT)
-    empty = torch.full_like(planes[0], OUTSIDE_LOGIT)
-    by_class = {k: planes[i] for i, k in enumerate(masks.class_index)}
-    rest = [by_class.get(k, empty) for k in range(1, class_count)]
-    return torch.stack([torch.zeros_like(empty), *rest], dim=1)
-
-
 def build_student(class_count: int, config: NetworkConfig) -> Sam2Segmenter:
     """SAM-2 with random weights, as `networks.registry` asks for it."""
     return Sam2Segmenter(class_count, config.sam2)
 
 
-def load_start_weights(student: SegmentationNet, config: Sam2StudentConfig) -> Sha256 | None:
-    """Put the weights that training starts from into the student; returns their digest.
-
-    None: `random`, nothing is loaded.
+def load_start_weights(student: SegmentationNet, config: Sam2StudentConfig) -> None:
+    """Put the weights that training starts from into the student; `random`: nothing.
 
     Raises:
         DataError: The file is missing or does not fit.
         UsageError: `packaged` for an official size.
     """
-    if config.weights == "random" or not isinstance(student, Sam2Segmenter):
+    path = _start_weights(config)
+    if path is not None and isinstance(student, Sam2Segmenter):
+        load_weights(student.sam, path)
+
+
+def start_weights_digest(config: Sam2StudentConfig) -> Sha256 | None:
+    """Digest of the weights that training starts from; None: random.
+
+    Raises:
+        DataError: The file is missing.
+        UsageError: `packaged` for an official size.
+    """
+    path = _start_weights(config)
+    if path is None:
         return None
-    path = start_weights_path(config)
-    load_weights(student.sam, path)
+    if not path.is_file():
+        raise DataError(
+            "The SAM-2 weights are missing.",
+            where=path,
+            action="Check the path network.sam2.weights.",
+        )
     return sha256_file(path)
 
 
-def start_weights_path(config: Sam2StudentConfig) -> Path:
-    """The file that `config.weights` names, which is not `random`."""
+def _start_weights(config: Sam2StudentConfig) -> Path | None:
+    if config.weights == "random":
+        return None
     return weights_path(config.size, None if config.weights == "packaged" else config.weights)

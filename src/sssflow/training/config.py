@@ -12,19 +12,21 @@ from pydantic import Field, model_validator
 from sssflow.configuration import Config
 from sssflow.contracts.model import Preprocessing
 from sssflow.networks.config import NetworkConfig
+from sssflow.training.in_loop_config import SssInLoopConfig
 from sssflow.training.method_config import (
-    MeanTeacherConfig,
     BcpConfig,
     CpsConfig,
     DanConfig,
     FixMatchConfig,
+    MeanTeacherConfig,
     MethodName,
     SssConfig,
     UaMtConfig,
-    UniMatchV2Config,
     UniMatchConfig,
+    UniMatchV2Config,
 )
 from sssflow.training.ramps import ScheduleKind
+from sssflow.training.semisam_config import SemiSamConfig
 
 
 class OptimiserConfig(Config):
@@ -129,26 +131,23 @@ class TrainConfig(Config):
         description="3-D: share of labelled patches centred on a foreground voxel (nnU-Net: 0.33; "
         "the LA papers: 0).",
     )
-    foreground_probability: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="3-D: share of labelled patches centred on a foreground voxel (nnU-Net: 0.33; "
-        "the LA papers: 0).",
-    )
     optimiser: OptimiserConfig = Field(OptimiserConfig(), description="Optimiser.")
     augmentation: AugmentationConfig = Field(AugmentationConfig(), description="Views.")
     mean_teacher: MeanTeacherConfig = Field(MeanTeacherConfig(), description="mean_teacher only.")
     ua_mt: UaMtConfig = Field(UaMtConfig(), description="ua_mt only.")
-    unimatch_v2: UniMatchV2Config = Field(
     cps: CpsConfig = Field(CpsConfig(), description="cps only.")
     fixmatch: FixMatchConfig = Field(FixMatchConfig(), description="fixmatch only.")
     unimatch: UniMatchConfig = Field(UniMatchConfig(), description="unimatch only.")
     bcp: BcpConfig = Field(BcpConfig(), description="bcp only.")
     dan: DanConfig = Field(DanConfig(), description="dan only.")
+    unimatch_v2: UniMatchV2Config = Field(
         UniMatchV2Config(), description="unimatch_v2 and the base of sss."
     )
+    semisam: SemiSamConfig = Field(SemiSamConfig(), description="semisam only.")
     sss: SssConfig = Field(SssConfig(), description="sss only.")
+    sss_in_loop: SssInLoopConfig = Field(
+        default_factory=SssInLoopConfig, description="sss_in_loop only."
+    )
     seed: int = Field(1337, ge=0, le=2**31 - 1, description="Of weights, order and views.")
     evaluate: Literal["auto", "ema", "student"] = Field(
         "auto", description="Which network is measured and saved; auto: ema where there is one."

@@ -39,17 +39,18 @@ class DfeLevel(nn.Module):
     With A = conv3x3(project(F)) of each view, s = cosine(pool A_1, pool A_2) per sample and
     q = sigmoid(s):  F_adj = q M(A_1) + (1 - q) M(A_2) + (1 - s)(A_2 - A_1).
     A level whose channels differ from `width` is projected in and back by 1x1 convolutions (the
-    way back is ours: SAM-2's levels all have 256 channels and need none).
+    way back is ours: SAM-2's levels all have 256 channels and need none). Without `residual` the
+    enhanced features replace the strong ones, as in the authors' code fragment.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, *, residual: bool = True) -> None:
         super().__init__()
         same = channels == width
         self.project = nn.Identity() if same else nn.Conv2d(channels, width, 1)
         self.align = nn.Conv2d(width, width, 3, padding=1)
         self.mlp = PointwiseMlp(width)
         self.back = nn.Identity() if same else nn.Conv2d(width, channels, 1)
-        self.scale = nn.Parameter(torch.zeros(()))
+        self.scale = nn.Parameter(torch.zeros(())) if residual else None
 
     def enhance(self, first_bdhw: Tensor, second_bdhw: Tensor) -> Tensor:
         """F_adj from two aligned feature maps A_1, A_2 of equal shape."""
@@ -64,8 +65,8 @@ class DfeLevel(nn.Module):
         """The strong features with the scaled enhancement added; shape (b,c,h,w)."""
         first = self.align(self.project(weak_bchw.detach()))
         second = self.align(self.project(strong_bchw))
-        out: Tensor = strong_bchw + self.scale * self.back(self.enhance(first, second))
-        return out
+        out: Tensor = self.back(self.enhance(first, second))
+        return out if self.scale is None else strong_bchw + self.scale * out
 
 
 class Dfe(nn.Module):
@@ -75,15 +76,20 @@ class Dfe(nn.Module):
         channels: Channels of every level of the network.
         levels: Indices into the list; negative ones count from the coarse end.
         width: Working width, 256 in the paper's code fragment.
+        residual: See `DfeLevel`.
 
     Raises:
         IndexError: A level does not exist.
     """
 
-    def __init__(self, channels: Sequence[int], levels: Sequence[int], width: int) -> None:
+    def __init__(
+        self, channels: Sequence[int], levels: Sequence[int], width: int, *, residual: bool = True
+    ) -> None:
         super().__init__()
         self.levels = tuple(sorted({range(len(channels))[level] for level in levels}))
-        self.by_level = nn.ModuleList(DfeLevel(channels[level], width) for level in self.levels)
+        self.by_level = nn.ModuleList(
+            DfeLevel(channels[level], width, residual=residual) for level in self.levels
+        )
 
     def forward(self, weak: Sequence[Tensor], strong: Sequence[Tensor]) -> list[Tensor]:
         """The strong list with its chosen levels enhanced; the others are passed through."""

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from sssflow.errors import DataError, InterruptedRun
 from sssflow.networks.base import SegmentationNet
 from sssflow.training.checkpoint import CheckpointManifest, State, save_checkpoint
+from sssflow.training.clips import read_clips
 from sssflow.training.config import OptimiserConfig, TrainConfig
 from sssflow.training.data import Batch, TrainingData, derive_seed, read_batch
 from sssflow.training.interrupt import StopRequest
@@ -119,13 +120,7 @@ def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTer
     """
     config = run.config
     if batch is None:
-        batch = read_batch(
-            run.data,
-            step,
-            labelled=config.batch_labelled,
-            unlabelled=config.batch_unlabelled,
-            seed=config.seed,
-        )
+        batch = _batch_of(run, step)
     generator = Generator(device=run.device)
     generator.manual_seed(derive_seed(config.seed, "views", step))
     # Dropout layers draw from torch's global generator; set from the step, it needs no saving.
@@ -155,6 +150,19 @@ def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTer
         optimiser.step()
     run.method.after_update(step)
     return terms, loss
+
+
+def _batch_of(run: Run, step: int) -> Batch:
+    config = run.config
+    if run.method.clips is not None:
+        return read_clips(run.data, step, run.method.clips, seed=config.seed)
+    return read_batch(
+        run.data,
+        step,
+        labelled=config.batch_labelled,
+        unlabelled=config.batch_unlabelled,
+        seed=config.seed,
+    )
 
 
 def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
@@ -238,6 +246,9 @@ def checkpoint(run: Run, standing: Standing) -> Path:
     state: State = {
         "modules": run.method.modules.state_dict(),
         "optimiser": run.optimiser.state_dict(),
+        "own_optimisers": {
+            name: optimiser.state_dict() for name, optimiser in run.method.own_optimisers.items()
+        },
         "best_weights": standing.best_weights,
         "best_step": standing.best_step,
         "best_dice": standing.best_dice,
@@ -246,15 +257,14 @@ def checkpoint(run: Run, standing: Standing) -> Path:
     }
     manifest = run.manifest.model_copy(update={"step": standing.step})
     return save_checkpoint(run.checkpoints, state, manifest, keep_last=run.config.keep_last)
-        "own_optimisers": {
-            name: optimiser.state_dict() for name, optimiser in run.method.own_optimisers.items()
-        },
 
 
 def restore(run: Run, manifest: CheckpointManifest, state: State) -> Standing:
     """Put a checkpoint's weights and optimiser into `run` and return its standing."""
     run.method.modules.load_state_dict(state["modules"], strict=True)
     run.optimiser.load_state_dict(state["optimiser"])
+    for name, optimiser in run.method.own_optimisers.items():
+        optimiser.load_state_dict(state["own_optimisers"][name])
     return Standing(
         step=manifest.step,
         best_step=state["best_step"],
@@ -263,8 +273,6 @@ def restore(run: Run, manifest: CheckpointManifest, state: State) -> Standing:
         history=state["history"],
         elapsed_s=state["elapsed_s"],
     )
-    for name, optimiser in run.method.own_optimisers.items():
-        optimiser.load_state_dict(state["own_optimisers"][name])
 
 
 class _Clock:

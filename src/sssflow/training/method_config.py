@@ -14,7 +14,20 @@ from sssflow.training.ramps import MaskWeightKind
 
 PseudoLossKind = Literal["ce", "dice", "ce_dice"]
 MaskLossKind = Literal["mse", "dice"]
-MethodName = Literal["supervised", "mean_teacher", "ua_mt", "unimatch_v2", "sss"]
+MethodName = Literal[
+    "supervised",
+    "mean_teacher",
+    "ua_mt",
+    "cps",
+    "fixmatch",
+    "unimatch",
+    "unimatch_v2",
+    "bcp",
+    "dan",
+    "semisam",
+    "sss",
+    "sss_in_loop",
+]
 
 
 class MeanTeacherConfig(Config):
@@ -37,18 +50,6 @@ class UaMtConfig(MeanTeacherConfig):
     entropy_share_end: float = Field(1.0, gt=0, le=1, description="The same at the last step.")
 
 
-class UniMatchV2Config(Config):
-    """UniMatch V2; also the base of `sss`."""
-
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="Ratio min(t/(t+lag), decay).")
-    ema_lag: float = Field(
-        10.0, gt=0, le=1000, description="1: UniMatch V2's rule, for a pretrained encoder."
-    )
-    confidence_threshold: float = Field(
-        0.8, ge=0, le=1, description="Below it a pixel is unused. UniMatch V2: 0.95."
-    )
-    unlabelled_weight: float = Field(1.0, ge=0, description="L = (L_x + weight L_u) / 2.")
-    unlabelled_loss: PseudoLossKind = Field(
 class CpsConfig(Config):
     """Cross pseudo supervision."""
 
@@ -114,6 +115,18 @@ class DanConfig(Config):
     discriminator_width: int = Field(64, ge=4, le=256, description="Its first level's channels.")
 
 
+class UniMatchV2Config(Config):
+    """UniMatch V2; also the base of `sss`."""
+
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="Ratio min(t/(t+lag), decay).")
+    ema_lag: float = Field(
+        10.0, gt=0, le=1000, description="1: UniMatch V2's rule, for a pretrained encoder."
+    )
+    confidence_threshold: float = Field(
+        0.8, ge=0, le=1, description="Below it a pixel is unused. UniMatch V2: 0.95."
+    )
+    unlabelled_weight: float = Field(1.0, ge=0, description="L = (L_x + weight L_u) / 2.")
+    unlabelled_loss: PseudoLossKind = Field(
         "ce_dice", description="ce: UniMatch V2. dice: UniMatch V1 for medical images."
     )
     ramp_share: float = Field(

@@ -23,6 +23,7 @@ from sssflow.errors import DataError, UnavailableError, UsageError
 from sssflow.networks.base import SegmentationNet
 from sssflow.networks.registry import build_network
 from sssflow.networks.trained import MODEL_FILE, LoadedModel, Provenance, load_model, save_model
+from sssflow.sam.promptable import Generalist
 from sssflow.storage.atomic import disk_errors, sweep_leftovers
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference
@@ -47,6 +48,7 @@ from sssflow.training.loop import (
 )
 from sssflow.training.methods.base import Method
 from sssflow.training.methods.registry import METHODS, build_method
+from sssflow.training.outside import Outside, generalist_note, outside_of
 from sssflow.training.tracking import Tracker
 
 _LOG = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ def run(
     *,
     masks: Sequence[Path] = (),
     start: Path | None = None,
+    generalist: Generalist | None = None,
+    leak_labels_from: Path | None = None,
     resume: bool = True,
     progress: ProgressCallback | None = None,
 ) -> RunRecord:
@@ -75,6 +79,9 @@ def run(
         masks: The `masks.json` of every shard of the infer stage (method `sss`).
         start: The `model.json` whose weights the student (and so its teacher) starts from;
             None: fresh weights. It must be the same network for the same classes.
+        generalist: The frozen model that the method `semisam` asks; others never see it.
+        leak_labels_from: The manifest in which the unlabelled cases are labelled; only for
+            `semisam.preset: oracle_prompts`, whose figures it spoils on purpose.
         resume: False throws away what an earlier run left in `out`.
         progress: Called after every step.
 
@@ -90,7 +97,8 @@ def run(
         [found.dataset_digest for found, _ in mask_sets], manifest.digest, what="masks"
     )
     started = None if start is None else load_model(start)
-    inputs = _inputs(manifest, mask_sets, started)
+    outside = outside_of(config, generalist, leak_labels_from)
+    inputs = outside.inputs | _inputs(manifest, mask_sets, started) | _sam2_input(config, started)
     with _only_run_in(out):
         if not resume:
             _clear(out)
@@ -105,6 +113,7 @@ def run(
                 mask_sets,
                 inputs,
                 start=started,
+                outside=outside,
             )
             return _train(prepared, manifest, out, progress)
 
@@ -138,11 +147,13 @@ def prepare(
     inputs: Mapping[str, Sha256] | None = None,
     *,
     start: LoadedModel | None = None,
+    outside: Outside = Outside(),  # noqa: B008 - frozen and empty
 ) -> Run:
     """Everything the loop needs, on its device; writes nothing."""
     device = choose_device(config.device)
     method_type = METHODS[config.method]
     method = build_method(_student(config, manifest, start), config)
+    method.generalist = outside.generalist
     _require_trainable(method, config, mask_sets)
     masks = _by_case(mask_sets) if method.needs_masks else None
     needs_unlabelled = method_type.needs_unlabelled
@@ -156,7 +167,7 @@ def prepare(
         config=config,
         method=method,
         optimiser=build_optimiser(method, config.optimiser),
-        data=data,
+        data=outside.leak_into(data, config, manifest, device),
         class_names=manifest.class_names,
         checkpoints=checkpoints,
         manifest=CheckpointManifest(
@@ -215,7 +226,8 @@ def _publish(
     weights = standing.best_weights if chosen else copied(evaluated_network(prepared).state_dict())
     step = standing.best_step if chosen else standing.step
     name = "ema" if evaluated_network(prepared) is prepared.method.teacher else "student"
-    provenance = Provenance(manifest.class_names, manifest.digest, config.method, step)
+    warnings = prepared.method.warnings
+    provenance = Provenance(manifest.class_names, manifest.digest, config.method, step, warnings)
     save_model(out / "model", weights, config.network, config.preprocessing, provenance)
     best = next((row for row in standing.history if row["step"] == step), {})
     record = RunRecord(
@@ -237,6 +249,7 @@ def _publish(
         model=reference(out / "model" / MODEL_FILE, base=out),
         wall_time_s=standing.elapsed_s,
         device=_device_name(prepared.device),
+        notes=(*warnings, *generalist_note(prepared.method.generalist)),
     )
     save_contract(record, out / RUN_FILE)
     return record
@@ -271,7 +284,21 @@ def _student(
     if start is not None:
         _require_same_student(start.description, config, manifest)
         student.load_state_dict(start.net.state_dict())
+    elif config.network.name == "sam2":
+        from sssflow.sam.segmenter import load_start_weights
+
+        load_start_weights(student, config.network.sam2)
     return student
+
+
+def _sam2_input(config: TrainConfig, start: LoadedModel | None) -> dict[str, Sha256]:
+    """The weights that a SAM-2 student starts from, where the run names some."""
+    if start is not None or config.network.name != "sam2":
+        return {}
+    from sssflow.sam.segmenter import start_weights_digest
+
+    digest = start_weights_digest(config.network.sam2)
+    return {} if digest is None else {"sam2_weights": digest}
 
 
 def _require_same_student(

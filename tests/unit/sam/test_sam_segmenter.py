@@ -10,12 +10,12 @@ import torch
 from torch import Generator, Tensor
 
 from sssflow.contracts.prompts import ObjectPrompts, SlicePrompt
-from sssflow.errors import UsageError
+from sssflow.errors import DataError, UsageError
 from sssflow.networks.config import NetworkConfig, Sam2StudentConfig
 from sssflow.networks.registry import build_network
 from sssflow.sam.clip_masks import ClipMasks
 from sssflow.sam.memory_bank import BankRules, ClassBanks
-from sssflow.sam.segmenter import Sam2Segmenter, load_start_weights, merged_logits
+from sssflow.sam.segmenter import Sam2Segmenter, load_start_weights, start_weights_digest
 
 
 def student(size: str = "nano", **settings: object) -> Sam2Segmenter:
@@ -115,11 +115,11 @@ def test_an_input_that_is_no_square_still_has_coarse_logits() -> None:
 @pytest.mark.parametrize("memory", ["self_sorting", "temporal"])
 def test_the_packaged_nano_finds_the_square_on_prompted_and_remembered_slices(memory: str) -> None:
     net = student().eval()
-    assert load_start_weights(net, Sam2StudentConfig()) is not None
+    load_start_weights(net, Sam2StudentConfig())
     image = clip(96)
     with torch.no_grad():
         masks = asked(net, image, square(1), memory=memory)
-        logits = merged_logits(masks, 3, (96, 96), present_only=True)
+        logits = masks.merged_logits(3, (96, 96), present_only=True)
     assert masks.answered_nt.all()
     for t in range(4):
         found, true = logits[t].argmax(0) == 1, image[t, 0] > 0.5
@@ -161,14 +161,14 @@ def test_merged_logits_are_the_arg_max_against_a_background_of_zero() -> None:
         (1, 3), planes, torch.ones(2, 2), torch.tensor([[1.0, 1.0], [-1.0, 1.0]]),
         torch.ones(2, 2, dtype=torch.bool), (),
     )  # fmt: skip
-    every = merged_logits(masks, 4, (2, 2), present_only=False)
+    every = masks.merged_logits(4, (2, 2), present_only=False)
     assert every.shape == (2, 4, 2, 2)
     assert every.argmax(1)[:, 0, 0].tolist() == [3, 0]
-    present = merged_logits(masks, 4, (2, 2), present_only=True)
+    present = masks.merged_logits(4, (2, 2), present_only=True)
     assert present.argmax(1)[:, 0, 0].tolist() == [1, 0], "class 3 is absent on the first slice"
     assert bool((every[:, 2] == -20).all())
     swapped = replace(masks, class_index=(3, 1))
-    assert merged_logits(swapped, 4, (2, 2), present_only=False).argmax(1)[0, 0, 0] == 1
+    assert swapped.merged_logits(4, (2, 2), present_only=False).argmax(1)[0, 0, 0] == 1
 
 
 def test_equal_seeds_give_equal_students_and_official_sizes_need_a_checkpoint() -> None:
@@ -176,7 +176,10 @@ def test_equal_seeds_give_equal_students_and_official_sizes_need_a_checkpoint() 
     assert all(torch.equal(one[name], two[name]) for name in one)
     with pytest.raises(UsageError, match="needs a checkpoint"):
         load_start_weights(student("tiny"), Sam2StudentConfig(size="tiny"))
-    assert load_start_weights(student(), Sam2StudentConfig(weights="random")) is None
+    assert start_weights_digest(Sam2StudentConfig(weights="random")) is None
+    assert start_weights_digest(Sam2StudentConfig()) is not None
+    with pytest.raises(DataError, match="missing"):
+        start_weights_digest(Sam2StudentConfig(weights="gone.pt"))
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sssflow.networks.base import SegmentationNet
+from sssflow.sam.promptable import Generalist
+from sssflow.training.clips import ClipPlan
 from sssflow.training.config import AugmentationConfig, TrainConfig
 from sssflow.training.data import Batch, LabelledBatch
 from sssflow.training.ema import ema_ratio, update_teacher
@@ -25,19 +27,19 @@ class LossTerms:
         terms: Name to scalar tensor, the weight already applied.
         facts: Name to detached scalar, for the log only.
         preview: Name to detached (b,h,w) pictures: images in their own range, labels as integers.
-    """
         beside: Like `terms`, of networks trained beside the student, which they leave alone.
+    """
 
     terms: dict[str, Tensor]
     facts: dict[str, Tensor] = field(default_factory=dict)
     preview: dict[str, Tensor] = field(default_factory=dict)
-
     beside: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def all_terms(self) -> dict[str, Tensor]:
         """The student's terms and those beside."""
         return self.terms | self.beside
+
     @property
     def total(self) -> Tensor:
         """Sum of all terms."""
@@ -75,36 +77,47 @@ class Method(ABC):
         name: As in the configuration.
         needs_unlabelled: Whether the step reads the unlabelled stream.
         needs_masks: Whether it reads SAM-2's masks.
+        needs_generalist: Whether its step asks a frozen promptable model.
+        generalist: That model, set by the stage; not among the modules.
         dimensions: Of the students it can train: slices (2), patches of volumes (3).
+        clips: What it reads instead of single slices; None: slices, as `batch_*` says.
         modules: Everything with weights: "student", for most methods "teacher", and extras.
+        trained_apart: Names of the modules that have an optimiser in `own_optimisers`.
+        own_optimisers: Name to optimiser of a module that the run's optimiser does not train. The
+            loop steps and saves them with it; their learning rate is the method's affair.
     """
 
     name: str
     needs_unlabelled: bool = True
     needs_masks: bool = False
+    needs_generalist: bool = False
+    generalist: Generalist | None = None
     dimensions: frozenset[int] = frozenset({2, 3})
-        trained_apart: Names of the modules that have an optimiser in `own_optimisers`.
-        own_optimisers: Name to optimiser of a module that the run's optimiser does not train. The
-            loop steps and saves them with it; their learning rate is the method's affair.
+    clips: ClipPlan | None = None
     ema_decay: float = 0.0
     ema_lag: float = 1.0
+    trained_apart: frozenset[str] = frozenset()
 
     def __init__(self, student: SegmentationNet, config: TrainConfig) -> None:
         self.config = config
+        self.own_optimisers: dict[str, torch.optim.Optimizer] = {}
         self.modules = nn.ModuleDict({"student": student})
 
     @abstractmethod
     def step(self, batch: Batch, step: int, generator: Generator) -> LossTerms:
         """Loss terms of one batch; draws every random number from `generator` (on its device)."""
 
-    trained_apart: frozenset[str] = frozenset()
     def plug_in(self, seen: SeenUnlabelled, step: int, generator: Generator) -> LossTerms:
         """Terms that a subclass adds to a method; none here.
 
-        self.own_optimisers: dict[str, torch.optim.Optimizer] = {}
         mean_teacher, ua_mt and dan call it once per step with their unlabelled view.
         """
         return LossTerms({})
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What every reader of this run's figures must be told; goes with record and model."""
+        return ()
 
     @property
     def student(self) -> SegmentationNet:

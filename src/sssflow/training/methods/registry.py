@@ -13,23 +13,27 @@ from sssflow.training.methods.cps import Cps
 from sssflow.training.methods.dan import Dan
 from sssflow.training.methods.fixmatch import FixMatch
 from sssflow.training.methods.mean_teacher import MeanTeacher
+from sssflow.training.methods.semisam import SemiSam
 from sssflow.training.methods.sss import Sss
+from sssflow.training.methods.sss_in_loop import SssInLoop
 from sssflow.training.methods.supervised import Supervised
 from sssflow.training.methods.ua_mt import UaMt
-from sssflow.training.methods.unimatch_v2 import UniMatchV2
 from sssflow.training.methods.unimatch import UniMatch
+from sssflow.training.methods.unimatch_v2 import UniMatchV2
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "mean_teacher": MeanTeacher,
     "ua_mt": UaMt,
-    "unimatch_v2": UniMatchV2,
     "cps": Cps,
     "fixmatch": FixMatch,
     "unimatch": UniMatch,
-    "sss": Sss,
+    "unimatch_v2": UniMatchV2,
     "bcp": Bcp,
     "dan": Dan,
+    "semisam": SemiSam,
+    "sss": Sss,
+    "sss_in_loop": SssInLoop,
 }
 
 

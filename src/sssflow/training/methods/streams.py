@@ -16,16 +16,21 @@ from sssflow.errors import InternalError
 from sssflow.training.config import AugmentationConfig, WeakConfig
 from sssflow.training.data import Batch, UnlabelledBatch
 from sssflow.training.losses import mask_target
+from sssflow.training.oracle import LeakedBatch
 from sssflow.training.views import paste, random_boxes, strong_view, weak_geometry
 
 
 @dataclass(frozen=True)
 class WeakView:
-    """The weak view and SAM-2's masks carried through the same geometry (None without masks)."""
+    """The weak view and SAM-2's masks carried through the same geometry (None without masks).
+
+    `leaked_label_bhw` exists in the oracle runs of `semisam` alone (`training/oracle.py`).
+    """
 
     image_bchw: Tensor
     mask_bfhw: Tensor | None
     mask_weight_bfhw: Tensor | None
+    leaked_label_bhw: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ def weak_view(batch: UnlabelledBatch, config: WeakConfig, generator: Generator) 
     geometry = weak_geometry((count, *sides), config, generator)
     image = geometry.image(batch.image_bchw)
     if batch.mask_bfhw is None or batch.mask_weight_bf is None:
-        return WeakView(image, None, None)
+        leaked = geometry.label(batch.leaked_label_bhw) if isinstance(batch, LeakedBatch) else None
+        return WeakView(image, None, None, leaked)
     mask = mask_target(geometry.soft(batch.mask_bfhw))
     weight = batch.mask_weight_bf[:, :, None, None].expand_as(mask)
     return WeakView(image, mask, weight)

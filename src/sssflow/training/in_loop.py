@@ -1,0 +1,255 @@
+"""What one step of in-loop SSS is made of: pseudo labels by prompts, and losses of clips.
+
+SSS (arXiv 2506.08949): the coarse head's masks of a clip pass PCSW, its prompts go through SAM-2's
+prompt encoder, memory and mask decoder, and what comes out labels the clip.
+
+Letters: c clips, t slices, b = c t slices, k classes, h rows, w columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
+from torch import Generator, Tensor, nn
+
+from sssflow.contracts.prompts import ObjectPrompts
+from sssflow.errors import UsageError
+from sssflow.networks.base import SegmentationNet
+from sssflow.prompts.config import SimulateConfig
+from sssflow.prompts.pcsw import select_prompts
+from sssflow.prompts.simulate import simulate_object
+from sssflow.training.clips import as_clips, as_slices, carry_prompts
+from sssflow.training.config import TrainConfig
+from sssflow.training.in_loop_config import ClipLossKind, SssInLoopConfig
+from sssflow.training.losses import dice_loss, one_hot_bkhw, pseudo_label_loss
+from sssflow.training.views import Geometry
+
+if TYPE_CHECKING:
+    # SAM-2 takes seconds to import: only who trains it pays.
+    from sssflow.sam.segmenter import ClassBanks, ClipMasks, Sam2Segmenter
+
+Prompts = list[tuple[ObjectPrompts, ...]]
+"""Objects of each clip; a clip without any is left alone."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the teacher says of the weak view, without gradients.
+
+    Attributes:
+        features: Its maps, for DFE.
+        prompts: In pixels of the view.
+        label_cthw: Pseudo label from the prompted masks.
+        confident_cthw: Where it may be used: sure enough, on a slice that was answered, and not of
+            a class that the coarse masks show but that got no prompt.
+        coarse_cthw: The coarse label that the prompts come from, in the view.
+    """
+
+    features: list[Tensor]
+    prompts: Prompts
+    label_cthw: Tensor
+    confident_cthw: Tensor
+    coarse_cthw: Tensor
+
+
+def require_sam2(student: SegmentationNet, config: TrainConfig) -> Sam2Segmenter:
+    """The student as SAM-2.
+
+    Raises:
+        UsageError: It is another network, or its input is no square.
+    """
+    from sssflow.sam.segmenter import Sam2Segmenter
+
+    height, width = config.preprocessing.size_hw
+    if not isinstance(student, Sam2Segmenter) or height != width:
+        raise UsageError(
+            "In-loop SSS trains SAM-2 itself, on square slices.",
+            where="network.name, preprocessing.size_hw",
+            expected="sam2, equal sides",
+            found=f"{config.network.name}, {height}x{width}",
+            action="Set network.name=sam2, or choose the method sss for other students.",
+        )
+    return student
+
+
+@torch.no_grad()
+def make_targets(
+    net: Sam2Segmenter,
+    scan_cthw: Tensor,
+    view_cthw: Tensor,
+    geometry: Geometry,
+    settings: SssInLoopConfig,
+    banks: ClassBanks,
+    generator: Generator,
+) -> Targets:
+    """Coarse masks, prompts and prompted masks of unlabelled clips.
+
+    Args:
+        net: The teacher.
+        scan_cthw: The clips as they are.
+        view_cthw: Their weak view, read through `geometry`.
+        geometry: One grid per clip.
+        settings: Everything else.
+        banks: Memories of each class.
+        generator: Of the draws.
+    """
+    _, length, height, width = view_cthw.shape
+    features = net.features(as_slices(view_cthw))
+    coarse = as_clips(net.head(features).argmax(1), length)
+    if settings.prompts_from == "view":
+        prompts = pcsw_prompts(coarse, net.class_count, settings)
+    else:
+        plain = as_clips(net.head(net.features(as_slices(scan_cthw))).argmax(1), length)
+        found = pcsw_prompts(plain, net.class_count, settings)
+        prompts = [carry_prompts(o, g) for o, g in zip(found, geometry.grid_bhwg, strict=True)]
+    masks = prompted_masks(net, features, view_cthw, prompts, settings, banks, generator)
+    label, confident = torch.zeros_like(coarse), torch.zeros_like(coarse, dtype=torch.bool)
+    for i, found_masks in enumerate(masks):
+        if found_masks is None:
+            continue
+        logits = found_masks.merged_logits(net.class_count, (height, width), present_only=True)
+        confidence, label[i] = logits.softmax(1).max(1)
+        answered = found_masks.answered_nt.all(0)[:, None, None]
+        known = torch.tensor([0, *found_masks.class_index], device=coarse.device)
+        confident[i] = (
+            (confidence >= settings.confidence_threshold) & answered & torch.isin(coarse[i], known)
+        )
+    return Targets(features, prompts, label, confident, coarse)
+
+
+def pcsw_prompts(coarse_cthw: Tensor, class_count: int, settings: SssInLoopConfig) -> Prompts:
+    """PCSW on the coarse labels of each clip."""
+    names = ["background", *(str(k) for k in range(1, class_count))]
+    labels = coarse_cthw.to(torch.uint8).cpu().numpy()
+    return [
+        select_prompts(np.ascontiguousarray(part), settings.pcsw, class_names=names)
+        for part in labels
+    ]
+
+
+def true_prompts(
+    label_cthw: Tensor, class_count: int, settings: SssInLoopConfig, generator: Generator
+) -> Prompts:
+    """Prompts of labelled clips from their masks: jittered box and deepest point."""
+    seed = torch.randint(0, 2**31, (1,), generator=generator, device=generator.device)
+    rng = np.random.default_rng(int(seed))
+    rule = SimulateConfig(box_jitter=settings.box_jitter, prompt_freq=settings.pcsw.prompt_freq)
+    prompts: Prompts = []
+    for part in label_cthw.cpu().numpy():
+        found = (simulate_object(part == k, k, rule, rng) for k in range(1, class_count))
+        prompts.append(tuple(item for item in found if item is not None))
+    return prompts
+
+
+def prompted_masks(
+    net: Sam2Segmenter,
+    features: Sequence[Tensor],
+    image_cthw: Tensor,
+    prompts: Prompts,
+    settings: SssInLoopConfig,
+    banks: ClassBanks,
+    generator: Generator,
+) -> list[ClipMasks | None]:
+    """SAM-2's masks of each clip; None where it has no prompt."""
+    length = image_cthw.shape[1]
+    out: list[ClipMasks | None] = []
+    for i, objects in enumerate(prompts):
+        part = [level[i * length : (i + 1) * length] for level in features]
+        out.append(
+            net.clip_masks(
+                part,
+                image_cthw[i][:, None],
+                objects,
+                memory=settings.memory,
+                draws=settings.memory_draws,
+                banks=banks,
+                generator=generator,
+            )
+            if objects
+            else None
+        )
+    return out
+
+
+def clip_loss(
+    logits_bkhw: Tensor, label_bhw: Tensor, weight_bhw: Tensor, kind: ClipLossKind
+) -> Tensor:
+    """Loss of slices where `weight_bhw` (boolean) is true; 0 with a gradient if nowhere.
+
+    bce_dice: binary cross-entropy of each class against the background, and soft Dice of its
+    probability with sums over the batch (the code fragment of SSS); the others: see
+    `losses.pseudo_label_loss`.
+    """
+    if kind != "bce_dice":
+        valid = torch.ones_like(weight_bhw)
+        return pseudo_label_loss(logits_bkhw, label_bhw, weight_bhw, valid, kind=kind)
+    logits = logits_bkhw.float()
+    planes = logits[:, 1:] - logits[:, :1]
+    target = one_hot_bkhw(label_bhw.long(), logits.shape[1])[:, 1:]
+    weight = weight_bhw[:, None].float()
+    entropy = F.binary_cross_entropy_with_logits(planes, target, reduction="none")
+    mean = (entropy * weight).sum() / (weight.sum() * planes.shape[1]).clamp_min(1)
+    return mean + dice_loss(planes.sigmoid(), target, weight)
+
+
+def decoder_loss(
+    masks: Sequence[ClipMasks | None],
+    label_cthw: Tensor,
+    weight_cthw: Tensor,
+    class_count: int,
+    kind: ClipLossKind,
+) -> Tensor:
+    """Mean over the prompted clips of `clip_loss` on answered slices; 0 without any."""
+    losses = [
+        clip_loss(
+            found.merged_logits(class_count, label.shape[-2:], present_only=False),  # type: ignore[arg-type]
+            label,
+            weight & found.answered_nt.all(0)[:, None, None],
+            kind,
+        )
+        for found, label, weight in zip(masks, label_cthw, weight_cthw, strict=True)
+        if found is not None
+    ]
+    return torch.stack(losses).mean() if losses else label_cthw.new_zeros((), dtype=torch.float32)
+
+
+def scores_loss(masks: Sequence[ClipMasks | None], label_cthw: Tensor) -> Tensor:
+    """L1 of the predicted IoU plus cross-entropy of the object score, over answered slices."""
+    terms = []
+    for found, label_thw in zip(masks, label_cthw, strict=True):
+        if found is None:
+            continue
+        classes = torch.tensor(found.class_index, device=label_thw.device)
+        true = label_thw[None] == classes[:, None, None, None]
+        size = found.logits_ntyx.shape[-2:]
+        true = F.interpolate(true.float(), size, mode="area") >= 0.5
+        mask = found.logits_ntyx.detach() > 0
+        union = (mask | true).sum((2, 3))
+        iou = (mask & true).sum((2, 3)) / union.clamp_min(1)
+        present = true.any(3).any(2)
+        error = (found.iou_nt.float() - iou).abs() * present
+        score = F.binary_cross_entropy_with_logits(
+            found.score_nt.float(), present.float(), reduction="none"
+        )
+        answered = found.answered_nt.float()
+        terms.append(((error + score) * answered).sum() / answered.sum().clamp_min(1))
+    return torch.stack(terms).mean() if terms else label_cthw.new_zeros((), dtype=torch.float32)
+
+
+@contextmanager
+def parameters_fixed(module: nn.Module, *, fixed: bool) -> Iterator[None]:
+    """Inside, gradients pass through the module and not into its parameters."""
+    parameters = [p for p in module.parameters() if p.requires_grad] if fixed else []
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
