@@ -24,6 +24,7 @@ from sssflow.cli import (
     pipeline,
     prompts,
     sam2,
+    serve,
     train,
 )
 from sssflow.cli.session import Session, error_console
@@ -51,6 +52,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.add_typer(export.app, name="export")
 app.command("bench")(bench.bench)
 app.add_typer(sam2.app, name="sam2")
+app.add_typer(serve.app, name="serve")
 app.add_typer(pipeline.app, name="pipeline")
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from sssflow.configuration import Config
 from sssflow.contracts.model import IntensityRule
+from sssflow.serving.config import ClientConfig
 
 SamSize = Literal["nano", "tiny", "small", "base_plus", "large"]
 SamVersion = Literal["2.0", "2.1"]
@@ -85,7 +86,12 @@ class SamConfig(Config):
         PropagationConfig(), description="How masks travel through the volume."
     )
     backend: Literal["torch", "onnx", "triton"] = Field("torch", description="What runs SAM-2.")
-    onnx: OnnxConfig = Field(OnnxConfig(), description="Settings of the backend onnx.")
+    onnx: OnnxConfig = Field(
+        OnnxConfig(), description="Settings of the backend onnx; triton reads the bundle too."
+    )
+    triton: ClientConfig = Field(
+        ClientConfig(), description="Settings of the backend triton: address and deadlines."
+    )
     device: str = Field("cpu", description="Device, such as cpu or cuda:0.")
     encode_batch: int = Field(8, ge=1, le=256, description="Slices encoded at once.")
     seed: int = Field(0, ge=0, description="Kept for the record; inference draws nothing.")

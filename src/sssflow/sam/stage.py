@@ -26,6 +26,8 @@ from sssflow.sam.pretrain_data import intensity_rule
 from sssflow.sam.promptable import Promptable
 from sssflow.sam.propagate import segment_volume
 from sssflow.sam.torch_backend import load_torch_promptable
+from sssflow.sam.triton_backend import load_triton_promptable
+from sssflow.serving.config import ClientConfig
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import sha256_bytes, verified_path
 from sssflow.volume.intensity import normalise
@@ -34,6 +36,7 @@ from sssflow.volume.packed import read_packed, write_packed
 BACKENDS: dict[str, Callable[[SamConfig], Promptable]] = {
     "torch": load_torch_promptable,
     "onnx": load_onnx_promptable,
+    "triton": load_triton_promptable,
 }
 
 _LOG = logging.getLogger(__name__)
@@ -99,7 +102,9 @@ def run(
 
 def _settings_digest(config: SamConfig) -> Sha256:
     """Digest of the settings without the place of the weights, which have a digest of their own."""
-    return config.model_copy(update={"weights": None, "onnx": OnnxConfig()}).digest()
+    return config.model_copy(
+        update={"weights": None, "onnx": OnnxConfig(), "triton": ClientConfig()}
+    ).digest()
 
 
 def load_promptable(config: SamConfig) -> Promptable:

@@ -23,6 +23,7 @@ import numpy as np
 from sssflow.contracts.base import Contract, ObjectRef, Record
 from sssflow.contracts.model_repository import REPOSITORY_FILE, ModelRepository, ServedModel
 from sssflow.errors import DataError, InternalError, SssflowError
+from sssflow.serving import sync
 from sssflow.serving.bench import sample_inputs
 from sssflow.serving.client import TritonClient
 from sssflow.storage.atomic import disk_errors, fsync_folder, write_bytes, write_text
@@ -67,7 +68,7 @@ def run(source: str, target: str, client: TritonClient) -> tuple[Published, ...]
     Models that call others come last, so that none is asked before its parts are new.
 
     Args:
-        source: Path or `file://` of a folder with `repository.json`.
+        source: Path, `file://` or `s3://` of a folder with `repository.json`.
         target: Path or `file://` of the repository that the server reads.
         client: Of the server, which runs in explicit model control.
 
@@ -77,7 +78,8 @@ def run(source: str, target: str, client: TritonClient) -> tuple[Published, ...]
         InternalError: A model loads and cannot be asked; the former version is live.
         UnavailableError: No server; what was changed is taken back as far as the disk allows.
     """
-    from_folder, live = to_path(source), to_path(target)
+    live = to_path(target)
+    from_folder = _brought(source, live)
     described = load_contract(ModelRepository, from_folder / REPOSITORY_FILE)
     for model in described.models:
         for ref in model.files:
@@ -114,6 +116,15 @@ def recover(live: Path, client: TritonClient) -> bool:
     _LOG.warning("a publication was interrupted; taking back %d model(s)", len(changes))
     _take_back(changes, live, client)
     return True
+
+
+def _brought(source: str, live: Path) -> Path:
+    """The source as a folder here; one in a store is fetched beside the live repository first."""
+    if "://" not in source or source.startswith("file://"):
+        return to_path(source)
+    folder = live.with_name(f"{live.name}.incoming")
+    sync.run(source, folder)
+    return folder
 
 
 def _plan(model: ServedModel, live: Path) -> _Change:
