@@ -95,3 +95,6 @@ class TrainedModel(Contract):
     dataset_digest: Sha256
     method: str
     step: int = Field(ge=0)
+    warnings: tuple[str, ...] = Field(
+        (), description="What every reader of its figures must be told, such as leaked labels."
+    )

@@ -228,6 +228,7 @@ def _notes(inputs: _Inputs, results: Sequence[ModelResult]) -> tuple[str, ...]:
             "the first leaves the case out: the gain may differ from the difference of the means."
         )
     for name, model in inputs.models.items():
+        notes += [f"Model {name}: {warning}" for warning in model.description.warnings]
         if model.description.dataset_digest != inputs.scans.manifest.digest:
             notes.append(f"Model {name} was trained on another dataset than the measured one.")
     if inputs.groups and not any(comparable_cases(g, inputs.scans) for g in inputs.groups):

@@ -141,7 +141,8 @@ def _limits(facts: CardFacts) -> str:
             "the intervals are wide."
         )
     notes = facts.run.notes if facts.run is not None else ()
-    return "\n".join([*lines, *(f"* {note}" for note in notes)])
+    told = dict.fromkeys([*facts.model.warnings, *notes])
+    return "\n".join([*lines, *(f"* {note}" for note in told)])
 
 
 def _how_to_start(facts: CardFacts) -> str:

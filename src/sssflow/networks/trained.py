@@ -47,6 +47,7 @@ class Provenance:
     dataset_digest: Sha256
     method: str
     step: int
+    warnings: tuple[str, ...] = ()
 
 
 def save_model(
@@ -72,6 +73,7 @@ def save_model(
         dataset_digest=provenance.dataset_digest,
         method=provenance.method,
         step=provenance.step,
+        warnings=provenance.warnings,
     )
     save_contract(model, folder / MODEL_FILE)
     return model
