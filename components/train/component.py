@@ -39,7 +39,9 @@ def train(
     from sssflow.pipeline.task import component_task, log_metrics
 
     with component_task("train", section, store_uri) as task:
-        config = parse_experiment(config_json).training(section)
+        experiment = parse_experiment(config_json)
+        config = experiment.training(section)
+        asked = experiment.generalist if config.method == "semisam" else None
         manifest, manifest_path = task.read(DatasetManifest, dataset)
         mask_sets = masks_for_training(task.read_all(MaskSet, masks), manifest)
         started = task.read(RunRecord, start) if start else None
@@ -48,10 +50,13 @@ def train(
                 "config": config.digest(),
                 "dataset": manifest.digest,
                 "start": started[0].model.sha256 if started else "",
+                "generalist": asked.digest() if asked else "",
+                "generalist weights": task.file_digest(asked.weights if asked else None),
                 **{f"masks {i}": found.digest for i, (found, _) in enumerate(mask_sets)},
             }
         )
         if not task.has(RunRecord, out / "run.json"):
+            from sssflow.sam.generalist import load_generalist
             from sssflow.training import stage
 
             stage.run(
@@ -60,6 +65,7 @@ def train(
                 out,
                 masks=[path for _, path in mask_sets],
                 start=started[1].parent / started[0].model.uri if started else None,
+                generalist=load_generalist(asked) if asked else None,
             )
         log_metrics(metrics, RunRecord.from_json((out / "run.json").read_bytes()).metrics)
         return task.publish(RunRecord, out / "run.json", model)

@@ -14,7 +14,7 @@ from sssflow.ingest.config import IngestConfig
 from sssflow.ingest.phantoms.config import PhantomConfig
 from sssflow.pipeline.config import PipelineConfig
 from sssflow.prompts.config import PromptConfig
-from sssflow.sam.config import AdaptConfig, SamConfig
+from sssflow.sam.config import AdaptConfig, GeneralistConfig, SamConfig
 from sssflow.training.config import TrainConfig
 
 TRAINING_SECTIONS = ("warmup", "baseline", "train")
@@ -43,6 +43,9 @@ class ExperimentConfig(Config):
         AdaptConfig(), description="SAM-2 sees the labelled cases before it is prompted."
     )
     sam: SamConfig = Field(SamConfig(), description="From prompts to SAM-2's masks.")
+    generalist: GeneralistConfig = Field(
+        GeneralistConfig(), description="What the method semisam asks inside the training step."
+    )
     train: TrainConfig = Field(
         TrainConfig(method="sss"), description="The headline training on all cases and masks."
     )

@@ -48,6 +48,18 @@ def train(
         Path | None,
         typer.Option(help="model.json whose weights the student starts from (the warm-up's)."),
     ] = None,
+    sam2: Annotated[
+        Path | None,
+        typer.Option("--sam2", help="sam2.json of `sssflow sam2 adapt` (method semisam)."),
+    ] = None,
+    leak_labels_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MANIFEST",
+            help="LEAKS LABELS, for semisam.preset=oracle_prompts alone: a dataset in which the "
+            "unlabelled cases are labelled.",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option(help="Go on from the newest good checkpoint in OUT.")
     ] = True,
@@ -72,13 +84,20 @@ def train(
         f"seed {settings_of_run.seed}",
         out,
         {"dataset": dataset, **{f"masks {i + 1}": path for i, path in enumerate(masks)}}
-        | ({"start": start} if start else {}),
+        | ({"start": start} if start else {})
+        | ({"sam2": sam2} if sam2 else {})
+        | ({"LEAKED LABELS": leak_labels_from} if leak_labels_from else {}),
         (f"watch: {quoted('tensorboard', '--logdir', out / 'tensorboard')}",),
     )
     if not plan.start(context, dry_run=dry_run):
         return
     from sssflow.training import stage
 
+    generalist = None
+    if settings_of_run.method == "semisam":
+        from sssflow.sam.generalist import load_generalist
+
+        generalist = load_generalist(experiment.generalist, adapted=sam2)
     with working(f"train {settings_of_run.method}") as watch:
         record = stage.run(
             settings_of_run,
@@ -86,10 +105,14 @@ def train(
             out,
             masks=masks,
             start=start,
+            generalist=generalist,
+            leak_labels_from=leak_labels_from,
             resume=resume,
             progress=lambda now: watch.show(_standing(now), (now.step, now.steps)),
         )
     facts: dict[str, object] = {"kept step": f"{record.best_step} of {record.steps}"}
+    if record.notes:
+        facts["notes"] = " ".join(record.notes)
     facts |= {name: f"{value:.4f}" for name, value in sorted(record.metrics.items())}
     model = out / "model" / "model.json"
     finish(
