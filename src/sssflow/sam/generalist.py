@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sssflow.contracts.base import Sha256
 from sssflow.contracts.prompts import ObjectPrompts, SlicePrompt
+from sssflow.contracts.weights import PromptableWeights
 from sssflow.errors import UsageError
 from sssflow.prompts.boxes import Mask, bounding_box, interior_point
 from sssflow.sam.build import MASK_STRIDE, build_sam2
@@ -30,7 +31,8 @@ from sssflow.sam.promptable import Floats, Generalist, Prompt, Region, SliceMask
 from sssflow.sam.propagate import follow
 from sssflow.sam.torch_backend import TorchPromptable
 from sssflow.sam.weights_io import load_weights, weights_path
-from sssflow.storage.digest import sha256_bytes, sha256_file
+from sssflow.storage.contracts import load_contract
+from sssflow.storage.digest import sha256_bytes, sha256_file, verified_path
 
 _Encoded = tuple[FeatureMaps, Floats]
 
@@ -247,18 +249,21 @@ def generalist_digest(config: GeneralistConfig, weights_digest: Sha256) -> Sha25
     return sha256_bytes(f"{settings.digest()}\n{weights_digest}".encode())
 
 
-def load_generalist(config: GeneralistConfig, *, weights: Path | None = None) -> Generalist:
+def load_generalist(config: GeneralistConfig, *, adapted: Path | None = None) -> Generalist:
     """Build what the configuration names, with its weights.
 
     Args:
         config: Settings.
-        weights: Replaces `config.weights` (adapted weights).
+        adapted: The `sam2.json` of the adapt stage; its weights replace `config.weights`.
 
     Raises:
         DataError: The weights are missing or do not fit.
         UsageError: A model without weights, or settings that do not fit each other.
     """
-    given = str(weights) if weights is not None else config.weights
+    given = config.weights
+    if adapted is not None:
+        found = load_contract(PromptableWeights, adapted)
+        given = str(verified_path(found.weights, base=adapted.parent))
     if config.kind == "sam_med3d":
         from sssflow.sam.med3d_generalist import Med3dGeneralist, load_med3d
 
