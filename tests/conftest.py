@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sys
@@ -68,6 +69,23 @@ def real_la() -> Path:
 def repository() -> Path:
     """Root of the repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def nano_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nano SAM-2 as gated ONNX graphs for 128 px; made once for all test processes of a run."""
+    from sssflow.export import sam2_stage
+    from sssflow.export.config import Sam2ExportConfig
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "nano_bundle"
+    if not folder.is_dir():
+        own = tmp_path_factory.mktemp("nano_bundle_of_this_process")
+        sam2_stage.run(Sam2ExportConfig(sizes_px=(128,)), own)
+        with contextlib.suppress(OSError):  # another process was faster, with equal bytes
+            own.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

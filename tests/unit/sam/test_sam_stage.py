@@ -96,7 +96,7 @@ def test_a_damaged_image_is_refused_and_no_contract_is_left(small_dataset, tmp_p
     assert not (tmp_path / "out" / "masks.json").exists()
 
 
-@pytest.mark.parametrize("backend", ["onnx", "triton"])
+@pytest.mark.parametrize("backend", ["triton"])
 def test_backends_of_later_versions_are_refused_by_name(backend, tmp_path: Path):
     with pytest.raises(UsageError, match=backend):
         stage.load_promptable(SamConfig(backend=backend))
