@@ -111,10 +111,7 @@ def write_graph(graph: ModelProto, path: Path, precision: Precision) -> None:
     as they come.
     """
     if precision == "int8":
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        quantize_dynamic(graph, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
+        _quantise(graph, path)
         return
     smaller: dict[Precision, Callable[[ModelProto], ModelProto]] = {
         "fp32": lambda same: same,
@@ -124,6 +121,17 @@ def write_graph(graph: ModelProto, path: Path, precision: Precision) -> None:
     write_bytes(path, serialise(smaller[precision](graph)))
 
 
+def _quantise(graph: ModelProto, path: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    plain = ModelProto()
+    plain.CopyFrom(graph)
+    # The quantiser transposes weights and would trip over the shapes that they had.
+    del plain.graph.value_info[:]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    quantize_dynamic(plain, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
+
+
 def _half(graph: ModelProto) -> ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -131,6 +139,15 @@ def _half(graph: ModelProto) -> ModelProto:
     smaller: ModelProto = convert_float_to_float16(
         graph, keep_io_types=True, op_block_list=kept, disable_shape_infer=False
     )
+    # The converter makes one cast per reader of a value, all with the same name and output.
+    made: set[str] = set()
+    once = []
+    for node in smaller.graph.node:
+        if not made.issuperset(node.output):
+            once.append(node)
+            made.update(node.output)
+    del smaller.graph.node[:]
+    smaller.graph.node.extend(once)
     return smaller
 
 
