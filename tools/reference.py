@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from sssflow.cli.main import app
 from sssflow.experiment import ExperimentConfig
+from sssflow.export.config import Sam2ExportConfig
 from sssflow.sam.config import PretrainConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
@@ -49,6 +50,13 @@ def configuration_page() -> str:
         "",
     ]
     lines += _section(PretrainConfig, "", "")
+    lines += [
+        "## `sssflow export sam2`",
+        "",
+        "Settings of this export stand in a file of their own.",
+        "",
+    ]
+    lines += _section(Sam2ExportConfig, "", "")
     return "\n".join(lines).rstrip() + "\n"
 
 
