@@ -1,0 +1,107 @@
+"""A folder of verified files named by their SHA-256, bounded in size.
+
+The bytes of an entry were checked when it was made, and are checked again when they are taken
+out, because a shared disk may rot and a neighbour may write. Entries come in by rename and go out
+oldest use first; a file that was handed out is a link of its own and outlives its entry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sssflow.contracts.base import ObjectRef
+from sssflow.storage.atomic import disk_errors, sweep_leftovers, write_atomically
+from sssflow.storage.digest import sha256_file
+
+
+class FileCache:
+    """Content-addressed files below `root`, shared by threads and processes.
+
+    Args:
+        root: Folder of the cache.
+        bound_bytes: Largest total size; one file larger than that is not kept.
+    """
+
+    def __init__(self, root: Path, *, bound_bytes: int) -> None:
+        self._root = root
+        self._bound_bytes = bound_bytes
+
+    def fetch(self, ref: ObjectRef, target: Path, load: Callable[[Path], object]) -> None:
+        """Put the content that `ref` names at `target`; all or nothing.
+
+        Args:
+            ref: Size and digest of the content.
+            target: Where it is wanted.
+            load: Writes the verified content to a path; called if the cache does not hold it.
+        """
+        entry = self._root / ref.sha256[:2] / ref.sha256
+        with disk_errors(target):
+            if not self._is_whole(entry, ref):
+                if ref.size_bytes > self._bound_bytes:
+                    load(target)
+                    return
+                load(entry)
+            try:
+                os.utime(entry)
+                _link_or_copy(entry, target)
+            except FileNotFoundError:  # a neighbour's eviction came in between
+                load(target)
+            self._evict()
+
+    @property
+    def size_bytes(self) -> int:
+        """Total size of the entries."""
+        return sum(path.stat().st_size for path in self._entries())
+
+    def _is_whole(self, entry: Path, ref: ObjectRef) -> bool:
+        """Whether the entry holds what its name says; a damaged one is removed."""
+        try:
+            if entry.stat().st_size == ref.size_bytes and sha256_file(entry) == ref.sha256:
+                return True
+        except FileNotFoundError:
+            return False
+        entry.unlink(missing_ok=True)
+        return False
+
+    def _entries(self) -> list[Path]:
+        return [p for p in self._root.glob("??/*") if p.is_file() and not p.name.startswith(".")]
+
+    def _evict(self) -> None:
+        with self._locked():
+            sweep_leftovers(self._root)
+            aged: list[tuple[float, int, Path]] = []
+            for path in self._entries():
+                with contextlib.suppress(FileNotFoundError):
+                    facts = path.stat()
+                    aged.append((facts.st_mtime, facts.st_size, path))
+            total_bytes = sum(size for _, size, _ in aged)
+            for _, size, path in sorted(aged):
+                if total_bytes <= self._bound_bytes:
+                    return
+                path.unlink(missing_ok=True)
+                total_bytes -= size
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self._root / ".lock").open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _link_or_copy(entry: Path, target: Path) -> None:
+    """Hard link where the disk allows it, else copy; the target is replaced atomically."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.link")
+    beside.unlink(missing_ok=True)
+    try:
+        beside.hardlink_to(entry)
+    except OSError:
+        with entry.open("rb") as source:
+            write_atomically(target, lambda file: shutil.copyfileobj(source, file))
+    else:
+        beside.replace(target)

@@ -1,0 +1,212 @@
+"""Folders of objects behind one interface, whether they lie on a disk or in an S3 store.
+
+A tree (a folder) is published by its manifest, which is written after all of its files. Readers
+list nothing: they read the manifest and verify every file by size and SHA-256.
+"""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from sssflow.contracts.base import ObjectRef
+from sssflow.contracts.tree import FileTree
+from sssflow.errors import DataError
+from sssflow.storage.atomic import disk_errors, write_atomically, write_bytes
+from sssflow.storage.cache import FileCache
+from sssflow.storage.digest import reference, sha256_bytes, sha256_file, verified_path
+from sssflow.storage.s3 import S3Store
+from sssflow.storage.s3_calls import S3Address, S3Config
+from sssflow.storage.uri import resolve, to_path
+
+TREE_FILE = "TREE.json"
+_LARGEST_TREE_FILE_BYTES = 64 << 20
+
+
+class Place(ABC):
+    """Named objects below one root. Names are relative, with `/`, and never climb."""
+
+    @property
+    @abstractmethod
+    def uri(self) -> str:
+        """Address of the root, without a final slash."""
+
+    @abstractmethod
+    def child(self, name: str) -> Place:
+        """The place below this one."""
+
+    @abstractmethod
+    def get_bytes(self, name: str) -> bytes | None:
+        """A small object; None if it does not exist."""
+
+    @abstractmethod
+    def get_file(self, ref: ObjectRef, target: Path) -> None:
+        """Write the object `ref.uri` to `target`, verified; all or nothing."""
+
+    @abstractmethod
+    def put_bytes(self, name: str, data: bytes) -> ObjectRef:
+        """Write a small object; all or nothing."""
+
+    @abstractmethod
+    def put_file(self, path: Path, name: str) -> ObjectRef:
+        """Write a file; all or nothing. An equal object that is there stays as it is."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Delete one object; one that does not exist is no error."""
+
+
+class FilePlace(Place):
+    """A folder of this machine."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+
+    @property
+    def uri(self) -> str:
+        """See `Place.uri`."""
+        return self._root.as_uri()
+
+    def child(self, name: str) -> FilePlace:
+        """See `Place.child`."""
+        return FilePlace(resolve(name, base=self._root))
+
+    def get_bytes(self, name: str) -> bytes | None:
+        """See `Place.get_bytes`."""
+        try:
+            return resolve(name, base=self._root).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def get_file(self, ref: ObjectRef, target: Path) -> None:
+        """See `Place.get_file`."""
+        path = verified_path(ref, base=self._root)
+        with path.open("rb") as source:
+            write_atomically(target, lambda file: shutil.copyfileobj(source, file))
+        if sha256_file(target) != ref.sha256:
+            target.unlink()
+            raise DataError("A file was replaced while it was copied.", where=path)
+
+    def put_bytes(self, name: str, data: bytes) -> ObjectRef:
+        """See `Place.put_bytes`."""
+        write_bytes(resolve(name, base=self._root), data)
+        return ObjectRef(uri=name, size_bytes=len(data), sha256=sha256_bytes(data))
+
+    def put_file(self, path: Path, name: str) -> ObjectRef:
+        """See `Place.put_file`."""
+        target = resolve(name, base=self._root)
+        ref = ObjectRef(uri=name, size_bytes=path.stat().st_size, sha256=sha256_file(path))
+        if not (target.is_file() and sha256_file(target) == ref.sha256):
+            with path.open("rb") as source:
+                write_atomically(target, lambda file: shutil.copyfileobj(source, file))
+        return ref
+
+    def delete(self, name: str) -> None:
+        """See `Place.delete`."""
+        with disk_errors(self._root):
+            resolve(name, base=self._root).unlink(missing_ok=True)
+
+
+class S3Place(Place):
+    """A prefix of an S3 bucket.
+
+    Args:
+        store: The S3 store.
+        root: Bucket and prefix.
+        cache: Keeps verified files by digest, so that the next reader here need not fetch them.
+    """
+
+    def __init__(self, store: S3Store, root: S3Address, cache: FileCache | None = None) -> None:
+        self._store = store
+        self._root = root
+        self._cache = cache
+
+    @property
+    def uri(self) -> str:
+        """See `Place.uri`."""
+        return self._root.uri.rstrip("/")
+
+    def child(self, name: str) -> S3Place:
+        """See `Place.child`."""
+        return S3Place(self._store, self._root.child(name), self._cache)
+
+    def get_bytes(self, name: str) -> bytes | None:
+        """See `Place.get_bytes`."""
+        return self._store.get_bytes(self._root.child(name), limit_bytes=_LARGEST_TREE_FILE_BYTES)
+
+    def get_file(self, ref: ObjectRef, target: Path) -> None:
+        """See `Place.get_file`."""
+        address = self._root.child(ref.uri)
+        if self._cache is None:
+            self._store.get_file(address, ref, target)
+            return
+        self._cache.fetch(ref, target, lambda path: self._store.get_file(address, ref, path))
+
+    def put_bytes(self, name: str, data: bytes) -> ObjectRef:
+        """See `Place.put_bytes`."""
+        return self._store.put_bytes(self._root.child(name), data).model_copy(update={"uri": name})
+
+    def put_file(self, path: Path, name: str) -> ObjectRef:
+        """See `Place.put_file`."""
+        return self._store.put_file(path, self._root.child(name)).model_copy(update={"uri": name})
+
+    def delete(self, name: str) -> None:
+        """See `Place.delete`."""
+        self._store.delete(self._root.child(name))
+
+
+def open_place(uri: str, *, s3: S3Config | None = None, cache: FileCache | None = None) -> Place:
+    """The place that an address names: `s3://bucket/prefix`, `file:///folder` or a plain path.
+
+    Raises:
+        UsageError: Another scheme, or an S3 address without a bucket.
+    """
+    if uri.startswith("s3://"):
+        return S3Place(S3Store(s3), S3Address.parse(uri.rstrip("/")), cache)
+    return FilePlace(to_path(uri))
+
+
+def push_tree(
+    folder: Path, place: Place, *, skip: Sequence[str] = (), manifest: str = TREE_FILE
+) -> FileTree:
+    """Copy a folder's files to a place, then its manifest. Files that are there stay.
+
+    Args:
+        folder: What to copy. Hidden files (temporary ones, locks) and links are left out.
+        place: Where to.
+        skip: Names of entries of `folder` itself that are left out.
+        manifest: Name of the manifest.
+    """
+    refs = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        hidden = any(part.startswith(".") for part in parts)
+        if hidden or parts[0] in (*skip, manifest) or path.is_symlink() or not path.is_file():
+            continue
+        refs.append(place.put_file(path, path.relative_to(folder).as_posix()))
+    tree = FileTree(files=tuple(sorted(refs, key=lambda ref: ref.uri)))
+    place.put_bytes(manifest, tree.to_json().encode())
+    return tree
+
+
+def read_tree(place: Place, *, manifest: str = TREE_FILE) -> FileTree | None:
+    """The manifest of a published tree; None if there is none."""
+    data = place.get_bytes(manifest)
+    return None if data is None else FileTree.from_json(data, where=f"{place.uri}/{manifest}")
+
+
+def pull_tree(place: Place, folder: Path, *, manifest: str = TREE_FILE) -> FileTree | None:
+    """Bring a published tree into `folder`, every file verified; None if there is none.
+
+    Files that are there with the right digest are not fetched. A kill leaves whole files only.
+    """
+    tree = read_tree(place, manifest=manifest)
+    if tree is None:
+        return None
+    for ref in tree.files:
+        target = resolve(ref.uri, base=folder)
+        if not (target.is_file() and reference(target).sha256 == ref.sha256):
+            place.get_file(ref, target)
+    return tree

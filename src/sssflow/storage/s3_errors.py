@@ -1,0 +1,134 @@
+"""What a failed S3 call means: try again, ask the user, or refuse the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from botocore import exceptions as boto
+from urllib3.exceptions import HTTPError
+
+from sssflow.errors import DataError, SssflowError, UnavailableError, UsageError
+
+_PASSING_CODES = {
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "RequestTimeout",
+    "InternalError",
+    "ServiceUnavailable",
+    "BadDigest",
+    "InvalidDigest",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+    "IncompleteBody",
+    "OperationAborted",
+}
+_EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+_NO_CREDENTIALS = (
+    boto.NoCredentialsError,
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.TokenRetrievalError,
+    boto.ProfileNotFound,
+)
+_PASSING_ERRORS = (
+    boto.HTTPClientError,
+    boto.IncompleteReadError,
+    boto.FlexibleChecksumError,
+    boto.ResponseStreamingError,
+    # A cut or garbled answer cannot be parsed; the store may answer better the next time.
+    boto.BotoCoreError,
+    HTTPError,
+    ConnectionError,
+    TimeoutError,
+)
+
+
+class CutBodyError(ConnectionError):
+    """An answer ended before its length, or came for another range."""
+
+
+def status_of(error: BaseException) -> int:
+    """HTTP status of an answer with an error; 0 if there was no answer."""
+    if not isinstance(error, boto.ClientError):
+        return 0
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def code_of(error: BaseException) -> str:
+    """The store's name for the error; empty if there was no answer."""
+    if not isinstance(error, boto.ClientError):
+        return ""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def is_absent(error: BaseException) -> bool:
+    """Whether the store says that the object (not its bucket) does not exist."""
+    return status_of(error) == 404 and code_of(error) != "NoSuchBucket"
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same call may succeed when it is made again."""
+    if isinstance(error, boto.ClientError):
+        status = status_of(error)
+        return status >= 500 or status in (408, 429) or code_of(error) in _PASSING_CODES
+    if isinstance(error, (*_NO_CREDENTIALS, boto.ParamValidationError)):
+        return False
+    return isinstance(error, _PASSING_ERRORS)
+
+
+def explained(error: BaseException, address: str, verb: str) -> SssflowError:
+    """Our error for a call that failed for good. No credential is ever part of it."""
+    if isinstance(error, _NO_CREDENTIALS):
+        return UsageError(
+            "There are no usable credentials for the object store.",
+            where=address,
+            found=type(error).__name__,
+            action="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role.",
+        )
+    if isinstance(error, boto.ClientError):
+        return _explained_answer(error, address, verb)
+    return UnavailableError(
+        f"The object store could not be used to {verb} an object.",
+        where=address,
+        found=f"{type(error).__name__}: {error}"[:300],
+        action="Check the endpoint and the network, then run the same command again.",
+    )
+
+
+def _explained_answer(error: Any, address: str, verb: str) -> SssflowError:
+    status, code = status_of(error), code_of(error)
+    if code == "NoSuchBucket":
+        return UsageError("The bucket does not exist.", where=address, action="Create it first.")
+    if code in _EXPIRED_CODES:
+        return UnavailableError(
+            "The credentials have expired.",
+            where=address,
+            found=code,
+            action="Renew them, then run the same command again.",
+        )
+    if status in (401, 403):
+        return UsageError(
+            f"The object store refuses to {verb} this object with these credentials.",
+            where=address,
+            found=code or f"HTTP {status}",
+            action="Check the keys and the bucket's policy.",
+        )
+    if status == 404:
+        return DataError("The object does not exist.", where=address, found=code)
+    if status == 412:
+        return DataError(
+            "The object was replaced while it was read.",
+            where=address,
+            action="Run the stage again; nothing may write to a published result.",
+        )
+    kind = UnavailableError if may_pass(error) else UsageError
+    return kind(
+        f"The object store failed to {verb} an object.",
+        where=address,
+        found=f"HTTP {status} {code}",
+        action="Run the same command again later."
+        if kind is UnavailableError
+        else "Check the address and the settings of the store.",
+    )
