@@ -67,7 +67,8 @@ def close_gates(
 
 def _segment(model: PromptableVideo, scene: Scene) -> Masks:
     """Masks (o, t, y, x) of all objects of a clip."""
-    features = model.encode(scene.image_tyx, full_window(scene.image_tyx.shape[1:]))
+    _, rows, cols = scene.image_tyx.shape
+    features = model.encode(scene.image_tyx, full_window((rows, cols)))
     found = []
     for mask_tyx in scene.masks_otyx:
         prompt = prompt_from_mask(mask_tyx[0])

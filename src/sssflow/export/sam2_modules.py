@@ -75,7 +75,7 @@ class MaskDecoderGraph(nn.Module):
         return masks, iou, score, tokens
 
 
-class RealRotaryAttention(RoPEAttention):
+class RealRotaryAttention(RoPEAttention):  # type: ignore[misc]
     """The package's rotary attention without complex numbers; same weights, same bits."""
 
     def __init__(self, original: RoPEAttention, side: int) -> None:
