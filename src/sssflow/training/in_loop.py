@@ -28,7 +28,8 @@ from sssflow.training.clips import as_clips, as_slices, carry_prompts
 from sssflow.training.config import TrainConfig
 from sssflow.training.in_loop_config import ClipLossKind, SssInLoopConfig
 from sssflow.training.losses import dice_loss, one_hot_bkhw, pseudo_label_loss
-from sssflow.training.views import Geometry
+from sssflow.training.methods.streams import StrongView, complementary_dropout
+from sssflow.training.views import Geometry, paste
 
 if TYPE_CHECKING:
     # SAM-2 takes seconds to import: only who trains it pays.
@@ -219,6 +220,47 @@ def decoder_loss(
     return torch.stack(losses).mean() if losses else label_cthw.new_zeros((), dtype=torch.float32)
 
 
+def strong_losses(
+    net: Sam2Segmenter,
+    logits: Sequence[Tensor],
+    pair: Sequence[Sequence[Tensor]],
+    views: Sequence[StrongView],
+    target: Targets,
+    settings: SssInLoopConfig,
+    banks: ClassBanks,
+    generator: Generator,
+) -> dict[str, Tensor]:
+    """Losses of the heads that learn the pseudo label, each the mean over the strong views.
+
+    Args:
+        net: The student.
+        logits: Of the coarse head, for each view.
+        pair: The maps of each view, after DFE.
+        views: With the pseudo label after CutMix.
+        target: The pseudo label before it, and the prompts.
+        settings: Which heads.
+        banks: Memories of each class.
+        generator: Of the draws.
+    """
+    losses: dict[str, list[Tensor]] = {}
+    for part, maps, view in zip(logits, pair, views, strict=True):
+        if settings.unlabelled_on != "decoder":
+            flat = (view.label_bhw.flatten(0, 1), view.confident_bhw.flatten(0, 1))
+            loss = clip_loss(part, *flat, settings.unlabelled_loss)
+            losses.setdefault("unlabelled_coarse", []).append(loss)
+        if settings.unlabelled_on != "coarse":
+            masks = prompted_masks(
+                net, maps, view.image_bchw, target.prompts, settings, banks, generator
+            )
+            # A prompt says nothing of what CutMix pasted from another clip.
+            own = target.confident_cthw & ~view.boxes_bhw[:, None]
+            loss = decoder_loss(
+                masks, target.label_cthw, own, net.class_count, settings.unlabelled_loss
+            )
+            losses.setdefault("unlabelled_prompted", []).append(loss)
+    return {name: torch.stack(values).mean() for name, values in losses.items()}
+
+
 def scores_loss(masks: Sequence[ClipMasks | None], label_cthw: Tensor) -> Tensor:
     """L1 of the predicted IoU plus cross-entropy of the object score, over answered slices."""
     terms = []
@@ -240,6 +282,35 @@ def scores_loss(masks: Sequence[ClipMasks | None], label_cthw: Tensor) -> Tensor
         answered = found.answered_nt.float()
         terms.append(((error + score) * answered).sum() / answered.sum().clamp_min(1))
     return torch.stack(terms).mean() if terms else label_cthw.new_zeros((), dtype=torch.float32)
+
+
+def perturbed(
+    dfe: nn.Module | None,
+    weak: Sequence[Tensor],
+    pair: list[list[Tensor]],
+    views: Sequence[StrongView],
+    config: TrainConfig,
+    generator: Generator,
+) -> list[list[Tensor]]:
+    """The maps of both strong views after DFE, complementary dropout, both or neither."""
+    settings = config.sss_in_loop
+    one, two = pair
+    if dfe is not None:
+        firsts = [two, one]
+        if settings.dfe_pair == "weak_strong":
+            # Weak features take the strong view's CutMix, so that both show the same pixels.
+            firsts = [[_pasted(f, v.boxes_bhw) for f in weak] for v in views]
+        one, two = (dfe(first, strong) for first, strong in zip(firsts, pair, strict=True))
+    if settings.feature_perturbation in ("comp_dropout", "both"):
+        share = config.unimatch_v2.dropout_share
+        one, two = complementary_dropout(one, two, share, generator)
+    return [one, two]
+
+
+def _pasted(map_bchw: Tensor, boxes_chw: Tensor) -> Tensor:
+    """The CutMix of the clips on a feature map of their slices: one box and partner per clip."""
+    clips = map_bchw.reshape(len(boxes_chw), -1, *map_bchw.shape[2:])
+    return paste(clips, boxes_chw).reshape(map_bchw.shape)
 
 
 @contextmanager

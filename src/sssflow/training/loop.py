@@ -120,7 +120,7 @@ def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTer
     """
     config = run.config
     if batch is None:
-        batch = _batch_of(run, step)
+        batch = batch_of(run, step)
     generator = Generator(device=run.device)
     generator.manual_seed(derive_seed(config.seed, "views", step))
     # Dropout layers draw from torch's global generator; set from the step, it needs no saving.
@@ -152,7 +152,8 @@ def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTer
     return terms, loss
 
 
-def _batch_of(run: Run, step: int) -> Batch:
+def batch_of(run: Run, step: int) -> Batch:
+    """What the method reads at `step`: clips, or single slices and patches."""
     config = run.config
     if run.method.clips is not None:
         return read_clips(run.data, step, run.method.clips, seed=config.seed)
@@ -166,10 +167,14 @@ def _batch_of(run: Run, step: int) -> Batch:
 
 
 def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether the forward pass runs under bfloat16 autocast."""
+    """Whether the forward pass runs under bfloat16 autocast.
+
+    Not by itself for a 3-D student on a processor: oneDNN's bfloat16 weight gradient of small
+    3-D convolutions was seen to hold NaN now and then (torch 2.x, AMX).
+    """
     if config.precision != "auto":
         return config.precision == "bfloat16"
-    return device.type == "cuda" or computes_in_bfloat16()
+    return device.type == "cuda" or (config.network.dimensions == 2 and computes_in_bfloat16())
 
 
 def computes_in_bfloat16() -> bool:

@@ -36,6 +36,22 @@ ROLES = (
 )
 
 
+IN_LOOP = {
+    "network": {"name": "sam2", "sam2": {"weights": "random", "coarse_width": 8}},
+    "steps": 2,
+    "eval_every": 2,
+    "sss_in_loop": {
+        "clip_slices": 3,
+        "dfe_width": 8,
+        "confidence_threshold": 0.0,
+        "memory_draws": 1,
+        "unlabelled_weight": 1.0,
+        "ramp_share": 0.0,
+    },
+}
+"""The in-loop method trains nano SAM-2, which is not tiny: fewer steps, clips of whole cases."""
+
+
 @dataclass(frozen=True)
 class TinyDataset:
     """Where the files are, and the truth of every case."""
@@ -151,6 +167,7 @@ def tiny_config() -> Callable[..., TrainConfig]:
             "unimatch": {"confidence_threshold": 0.3},
             "bcp": {"pretrain_share": 0.2},
             "dan": {"discriminator_width": 4},
+            **(IN_LOOP if changes.get("method") == "sss_in_loop" else {}),
             **changes,
         }
         return TrainConfig.model_validate(data)

@@ -12,36 +12,24 @@ import torch
 from torch import Generator, Tensor
 
 from sssflow.networks.base import SegmentationNet
+from sssflow.training import in_loop
 from sssflow.training.clips import ClipPlan, as_clips, as_slices, labelled_clips
 from sssflow.training.config import TrainConfig
 from sssflow.training.data import Batch
 from sssflow.training.dfe import Dfe
 from sssflow.training.ema import make_teacher
-from sssflow.training.in_loop import (
-    Targets,
-    clip_loss,
-    decoder_loss,
-    make_targets,
-    parameters_fixed,
-    prompted_masks,
-    require_sam2,
-    scores_loss,
-    true_prompts,
-)
 from sssflow.training.methods.base import LossTerms, Method
 from sssflow.training.methods.streams import (
     PseudoLabel,
     StrongView,
     WeakView,
-    complementary_dropout,
-    join_levels,
     make_strong,
     split_levels,
     statistics_kept,
     unlabelled_of,
 )
 from sssflow.training.ramps import rising
-from sssflow.training.views import paste, weak_geometry
+from sssflow.training.views import weak_geometry
 
 
 class SssInLoop(Method):
@@ -53,7 +41,7 @@ class SssInLoop(Method):
     def __init__(self, student: SegmentationNet, config: TrainConfig) -> None:
         super().__init__(student, config)
         settings = config.sss_in_loop
-        self.net = require_sam2(student, config)
+        self.net = in_loop.require_sam2(student, config)
         self.ema_decay, self.ema_lag = settings.ema_decay, settings.ema_lag
         self.clips = ClipPlan(
             settings.clip_slices, settings.clips_labelled, settings.clips_unlabelled
@@ -88,7 +76,7 @@ class SssInLoop(Method):
         geometry = weak_geometry((shape[0], shape[1], shape[2]), augmentation.weak, generator)
         weak = WeakView(geometry.image(scan), None, None)
         with statistics_kept(self.target_net):
-            target = make_targets(
+            target = in_loop.make_targets(
                 self.target_net, scan, weak.image_bchw, geometry, settings, self.banks, generator
             )
         pseudo = PseudoLabel(target.label_cthw, target.confident_cthw)
@@ -99,12 +87,10 @@ class SssInLoop(Method):
         terms = {name: 0.5 * loss for name, loss in labelled.items()}
         terms |= {name: weight * loss for name, loss in strong.items()}
         middle = settings.clip_slices // 2
+        prompted = torch.tensor(float(sum(map(len, target.prompts))))
         return LossTerms(
             terms,
-            {
-                "confident_share": target.confident_cthw.float().mean(),
-                "prompted_objects": torch.tensor(float(sum(map(len, target.prompts)))),
-            },
+            {"confident_share": target.confident_cthw.float().mean(), "prompted": prompted},
             {
                 "image": weak.image_bchw[:, middle],
                 "coarse": target.coarse_cthw[:, middle],
@@ -120,70 +106,45 @@ class SssInLoop(Method):
         everywhere = torch.ones_like(label, dtype=torch.bool)
         features = net.features(as_slices(image))
         flat = (label.flatten(0, 1), everywhere.flatten(0, 1))
-        terms = {"coarse": clip_loss(net.head(features), *flat, settings.labelled_loss)}
-        prompts = true_prompts(label, net.class_count, settings, generator)
-        masks = prompted_masks(net, features, image, prompts, settings, self.banks, generator)
+        terms = {"coarse": in_loop.clip_loss(net.head(features), *flat, settings.labelled_loss)}
+        prompts = in_loop.true_prompts(label, net.class_count, settings, generator)
+        masks = in_loop.prompted_masks(
+            net, features, image, prompts, settings, self.banks, generator
+        )
         for class_index, entry in (
             e for found in masks if found is not None for e in found.entries
         ):
             self.banks.offer(class_index, entry)
-        prompted = decoder_loss(masks, label, everywhere, net.class_count, settings.labelled_loss)
+        prompted = in_loop.decoder_loss(
+            masks, label, everywhere, net.class_count, settings.labelled_loss
+        )
         terms["prompted"] = settings.prompted_weight * prompted
-        terms["scores"] = settings.scores_weight * scores_loss(masks, label)
+        terms["scores"] = settings.scores_weight * in_loop.scores_loss(masks, label)
         return terms
 
     def _strong(
-        self, target: Targets, views: list[StrongView], generator: Generator
+        self, target: in_loop.Targets, views: list[StrongView], generator: Generator
     ) -> dict[str, Tensor]:
         settings, net = self.config.sss_in_loop, self.net
         images = torch.cat([as_slices(v.image_bchw) for v in views])
         sizes = [len(images) // 2] * 2
-        losses: dict[str, list[Tensor]] = {}
         with statistics_kept(net):
             with torch.set_grad_enabled(settings.unlabelled_encoder_grad):
                 features = net.features(images)
-            pair = self._perturb(target.features, split_levels(features, sizes), views, generator)
-            with parameters_fixed(net.coarse, fixed=settings.coarse_head_unlabelled == "detached"):
-                logits = torch.split(net.head(join_levels(pair)), sizes)
-        for part, maps, view in zip(logits, pair, views, strict=True):
-            if settings.unlabelled_on != "decoder":
-                flat = (view.label_bhw.flatten(0, 1), view.confident_bhw.flatten(0, 1))
-                loss = clip_loss(part, *flat, settings.unlabelled_loss)
-                losses.setdefault("unlabelled_coarse", []).append(loss)
-            if settings.unlabelled_on != "coarse":
-                masks = prompted_masks(
-                    net, maps, view.image_bchw, target.prompts, settings, self.banks, generator
+            pair = in_loop.perturbed(
+                self.modules["dfe"] if "dfe" in self.modules else None,
+                target.features,
+                split_levels(features, sizes),
+                views,
+                self.config,
+                generator,
+            )
+            with in_loop.parameters_fixed(
+                net.coarse, fixed=settings.coarse_head_unlabelled == "detached"
+            ):
+                logits = torch.split(
+                    net.head([torch.cat(level) for level in zip(*pair, strict=True)]), sizes
                 )
-                # A prompt says nothing of what CutMix pasted from another clip.
-                own = target.confident_cthw & ~view.boxes_bhw[:, None]
-                loss = decoder_loss(
-                    masks, target.label_cthw, own, net.class_count, settings.unlabelled_loss
-                )
-                losses.setdefault("unlabelled_prompted", []).append(loss)
-        return {name: torch.stack(values).mean() for name, values in losses.items()}
-
-    def _perturb(
-        self,
-        weak: list[Tensor],
-        pair: list[list[Tensor]],
-        views: list[StrongView],
-        generator: Generator,
-    ) -> list[list[Tensor]]:
-        settings = self.config.sss_in_loop
-        one, two = pair
-        if "dfe" in self.modules:
-            dfe = self.modules["dfe"]
-            firsts = [two, one]
-            if settings.dfe_pair == "weak_strong":
-                firsts = [[_pasted(f, v.boxes_bhw) for f in weak] for v in views]
-            one, two = (dfe(first, strong) for first, strong in zip(firsts, pair, strict=True))
-        if settings.feature_perturbation in ("comp_dropout", "both"):
-            share = self.config.unimatch_v2.dropout_share
-            one, two = complementary_dropout(one, two, share, generator)
-        return [one, two]
-
-
-def _pasted(map_bchw: Tensor, boxes_chw: Tensor) -> Tensor:
-    """The CutMix of the clips on a feature map of their slices: one box and partner per clip."""
-    clips = map_bchw.reshape(len(boxes_chw), -1, *map_bchw.shape[2:])
-    return paste(clips, boxes_chw).reshape(map_bchw.shape)
+        return in_loop.strong_losses(
+            net, logits, pair, views, target, settings, self.banks, generator
+        )
