@@ -45,7 +45,7 @@ def monte_carlo(
     """Mean softmax (b, k, ...) of `passes` predictions, each with its own dropout and noise.
 
     Noise comes from `generator`, dropout from torch's global one, which the loop sets per step.
-    Source: UA-MT (Yu et al., MICCAI 2019), Eq. 3, there with 8 passes.
+    Source: UA-MT (Yu et al., MICCAI 2019), there with 8 passes.
     """
     total: Tensor | None = None
     with dropout_active(net):
@@ -59,7 +59,7 @@ def monte_carlo(
 
 
 def entropy(probability_bkhw: Tensor) -> Tensor:
-    """Predictive entropy (b, ...) in nats, from 0 to ln k. Source: UA-MT, Eq. 3."""
+    """Predictive entropy (b, ...) in nats, from 0 to ln k. Source: UA-MT."""
     return -(probability_bkhw * (probability_bkhw + _SMALL).log()).sum(1)
 
 

@@ -22,9 +22,9 @@ from sssflow.training.methods.streams import unlabelled_of, weak_view
 class Bcp(Method):
     """Images pasted into each other; each side of the seam is supervised by its own label.
 
-    With M zero in a random box of 2/3 of every side (Eq. 1, 2) and halves a, b of both batches:
+    With M zero in a random box of 2/3 of every side and halves a, b of both batches:
     x_in = u_a M + l_a (1 - M), x_out = l_b M + u_b (1 - M); each part has (CE + Dice) / 2 over its
-    own pixels, times alpha = 0.5 where the label is the teacher's (Eq. 6 to 8). The first
+    own pixels, times alpha = 0.5 where the label is the teacher's. The first
     `pretrain_share` of the steps pastes l_a and l_b into each other. The published code stops
     there, keeps the best network on validation and starts again with it; here the run goes on.
     """

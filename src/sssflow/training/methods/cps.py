@@ -16,7 +16,7 @@ from sssflow.training.ramps import rising
 
 
 class Cps(Method):
-    """L = sum over both nets of L_x + w(t) CE(p_u, arg-max of the other net's p_u), Eq. 1 to 4.
+    """L = sum over both nets of L_x + w(t) CE(p_u, arg-max of the other net's p_u).
 
     Two nets of one form and different first weights see the same images; labels carry no gradient.
     The student is the first; a training that starts from a model starts the student alone there,

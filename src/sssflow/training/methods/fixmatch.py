@@ -21,8 +21,8 @@ from sssflow.training.ramps import rising
 class FixMatch(Method):
     """L = L_x + w(t) L_u: the student's own confident arg-max on the weak view labels the strong.
 
-    Eq. 4 pixel by pixel: a pixel counts where max p(x_w) reaches the threshold, and cross-entropy
-    is divided by all pixels. There is no teacher. The strong view takes CutMix as the
+    The paper's rule pixel by pixel: one counts where max p(x_w) reaches the threshold, and the
+    cross-entropy is divided by all pixels. There is no teacher. The strong view takes CutMix as the
     segmentation form in UniMatch's papers does; `augmentation.cutmix.probability` 0 is without.
     """
 

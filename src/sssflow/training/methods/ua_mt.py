@@ -15,8 +15,8 @@ from sssflow.training.uncertainty import entropy, entropy_limit, monte_carlo
 class UaMt(MeanTeacher):
     """Mean Teacher whose consistency counts only where the teacher is certain.
 
-    u is the entropy of the teacher's mean softmax over T passes with dropout and noise (Eq. 3);
-    L_c = sum 1(u < H) |p_student - p_teacher|^2 / sum 1(u < H), mean over classes (Eq. 4), with
+    u is the entropy of the teacher's mean softmax over T passes with dropout and noise;
+    L_c = sum 1(u < H) |p_student - p_teacher|^2 / sum 1(u < H), mean over classes, with
     H = (3/4 + 1/4 ramp(t)) U_max. U_max = ln k is the largest possible entropy: the paper's ln 2
     for its two classes (SSL4MIS's 2-D line keeps ln 2 for ACDC's four).
     """

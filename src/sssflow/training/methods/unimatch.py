@@ -26,7 +26,7 @@ class UniMatch(Method):
     """L = (L_x + w(t) (0.25 L_s1 + 0.25 L_s2 + 0.5 L_fp)) / 2, Dice over confident pixels.
 
     s1 and s2 are two strong views with CutMix (partner: the reversed batch; the authors draw a
-    second batch); fp is the weak view with half of the channels of every level dropped (Eq. 5).
+    second batch); fp is the weak view with half of the channels of every level dropped.
     The student labels its own weak view; there is no teacher.
     """
 
