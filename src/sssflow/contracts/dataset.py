@@ -65,6 +65,15 @@ class Grid(Record):
         return self
 
 
+class Quantisation(Record):
+    """How an 8-bit image was made: `low` became 0 and `high` 255, values beyond were clipped."""
+
+    low: float
+    high: float
+    clipped_share: float = Field(ge=0, le=1, description="Share of the voxels that were clipped.")
+    rms_error: float = Field(ge=0, description="Over all voxels, as a share of high - low.")
+
+
 class _CaseBase(Record):
     case_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     patient_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
@@ -72,6 +81,7 @@ class _CaseBase(Record):
     grid: Grid
     modality: Modality
     phase: str = Field("", description="ED, ES or empty.")
+    quantised: Quantisation | None = Field(None, description="None: stored without loss.")
 
 
 class LabelledCase(_CaseBase):

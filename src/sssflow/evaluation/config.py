@@ -61,6 +61,15 @@ class EvaluateConfig(Config):
     window: SlidingWindow | None = Field(
         None, description="3-D models: how patches cover a volume; none: as each model says."
     )
+    test_time_flips: bool = Field(
+        False, description="Average the probabilities of the four in-plane mirror images."
+    )
+    largest_component: bool = Field(
+        False, description="Keep of every class its largest piece; for organs, not for lesions."
+    )
+    average: bool = Field(
+        False, description="Measure the mean of all models' probabilities too, as model `average`."
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>.")
     write_nifti: bool = Field(
         False, description="Write predictions as NIfTI on the grid of the source file too."

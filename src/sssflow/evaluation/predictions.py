@@ -5,7 +5,7 @@ Axis letters: s slices, h rows, w columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,16 @@ from numpy.typing import NDArray
 
 from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.dataset import Case, DatasetManifest, LabelledCase, Role
-from sssflow.contracts.model import SlidingWindow
+from sssflow.contracts.model import Preprocessing
 from sssflow.errors import DataError, UsageError
 from sssflow.evaluation.config import EvaluateConfig
 from sssflow.evaluation.distances import Spacing
-from sssflow.networks.predict import predict_labels
+from sssflow.networks.postprocess import (
+    flip_averaged_probabilities,
+    largest_component_per_class,
+    mean_probabilities,
+)
+from sssflow.networks.predict import predict_labels, predict_probabilities
 from sssflow.networks.trained import LoadedModel, load_model
 from sssflow.networks.volumes import with_window
 from sssflow.storage.contracts import load_contract
@@ -144,19 +149,38 @@ def open_models(
 
 
 def predict_case(
-    scans: Scans,
-    model: LoadedModel,
-    case: Case,
-    *,
-    batch_slices: int,
-    window: SlidingWindow | None = None,
+    scans: Scans, models: Sequence[LoadedModel], case: Case, config: EvaluateConfig
 ) -> Labels:
-    """Labels (s, h, w) of a case on its own grid; `window` replaces that of a 3-D model."""
+    """Labels (s, h, w) of a case on its own grid.
+
+    Several models: arg-max of the mean of their probabilities. `config` says how many slices go
+    at a time, how patches cover a volume, and what is done to the prediction.
+    """
+    if len(models) == 1 and not config.test_time_flips:
+        labels = predict_labels(
+            models[0].net,
+            *_input(scans, models[0], case, config),
+            batch_slices=config.batch_slices,
+        )
+    else:
+        predict = flip_averaged_probabilities if config.test_time_flips else predict_probabilities
+        parts = [
+            predict(m.net, *_input(scans, m, case, config), batch_slices=config.batch_slices)
+            for m in models
+        ]
+        labels = mean_probabilities(parts).argmax(0).astype(np.uint8)
+    if config.largest_component:
+        return largest_component_per_class(labels, scans.manifest.class_count)
+    return labels
+
+
+def _input(
+    scans: Scans, model: LoadedModel, case: Case, config: EvaluateConfig
+) -> tuple[NDArray[np.float32], Preprocessing]:
     rule = model.description.preprocessing
     if rule.patch is not None:
-        rule = rule.model_copy(update={"patch": with_window(rule.patch, window)})
-    volume = normalise(scans.image(case), rule.intensity)
-    return predict_labels(model.net, volume, rule, batch_slices=batch_slices)
+        rule = rule.model_copy(update={"patch": with_window(rule.patch, config.window)})
+    return normalise(scans.image(case), rule.intensity), rule
 
 
 def choose_device(name: str) -> torch.device:

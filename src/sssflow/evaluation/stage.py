@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 
-from sssflow.contracts.base import ObjectRef
+from sssflow.contracts.base import ObjectRef, Sha256
 from sssflow.contracts.dataset import LabelledCase, Role
 from sssflow.contracts.evaluation import EvaluationSummary, MaskQuality
 from sssflow.contracts.run import RunRecord
@@ -38,9 +38,11 @@ from sssflow.evaluation.tables import cases_csv, summary_json
 from sssflow.networks.trained import LoadedModel
 from sssflow.storage.atomic import write_text
 from sssflow.storage.contracts import load_contract, save_contract
-from sssflow.storage.digest import reference
+from sssflow.storage.digest import reference, sha256_bytes
 
 SUMMARY_FILE = "evaluation.json"
+AVERAGE = "average"
+"""Name of the mean of all models."""
 
 _LOG = logging.getLogger(__name__)
 _PACKAGES = ("sssflow", "torch", "numpy", "edt")
@@ -103,8 +105,8 @@ def run(
     store = PredictionStore(out)
     predictions: dict[str, dict[str, ObjectRef]] = {}
     results = []
-    for name, model in inputs.models.items():
-        result, predictions[name] = _measure(inputs, name, model, store)
+    for name, members in _measured_models(inputs).items():
+        result, predictions[name] = _measure(inputs, name, members, store)
         check_result(result)
         results.append(result)
     gallery = Gallery(inputs.scans, store, results, predictions, inputs.groups)
@@ -134,6 +136,7 @@ def _open(
         raise UsageError(
             "A run belongs to no model.", expected=", ".join(loaded), found=", ".join(unknown)
         )
+    _check_average(config, loaded)
     groups = load_masks(scans, *load_paths)
     measured = scans.measured(config)
     return _Inputs(
@@ -147,6 +150,17 @@ def _open(
     )
 
 
+def _check_average(config: EvaluateConfig, models: Mapping[str, LoadedModel]) -> None:
+    if config.average and (len(models) < 2 or AVERAGE in models):
+        raise UsageError(
+            "An average needs two models or more, and its name for itself.",
+            where="evaluate.average",
+            expected=f"two models, none of them named {AVERAGE}",
+            found=", ".join(models),
+            action="Give a second --model, or set evaluate.average=false.",
+        )
+
+
 def _shown_for_masks(
     scans: Scans, groups: Sequence[MaskGroup], measured: Sequence[LabelledCase]
 ) -> tuple[LabelledCase, ...]:
@@ -157,8 +171,16 @@ def _shown_for_masks(
     return tuple(with_masks[case_id] for case_id in sorted(with_masks)[:_SHOWN_FOR_MASKS])
 
 
+def _measured_models(inputs: _Inputs) -> dict[str, tuple[LoadedModel, ...]]:
+    """Name to the models whose mean is measured under it."""
+    measured = {name: (model,) for name, model in inputs.models.items()}
+    if inputs.config.average:
+        measured[AVERAGE] = tuple(inputs.models.values())
+    return measured
+
+
 def _measure(
-    inputs: _Inputs, name: str, model: LoadedModel, store: PredictionStore
+    inputs: _Inputs, name: str, members: Sequence[LoadedModel], store: PredictionStore
 ) -> tuple[ModelResult, dict[str, ObjectRef]]:
     config, scans = inputs.config, inputs.scans
     measured = {case.case_id for case in inputs.measured}
@@ -166,9 +188,7 @@ def _measure(
     refs: dict[str, ObjectRef] = {}
     found: list[CaseResult] = []
     for case in cases:
-        labels = predict_case(
-            scans, model, case, batch_slices=config.batch_slices, window=config.window
-        )
+        labels = predict_case(scans, members, case, config)
         refs[case.case_id] = store.write(name, case, labels, nifti=config.write_nifti)
         if case.case_id not in measured:
             continue
@@ -181,8 +201,18 @@ def _measure(
         )
         found.append(CaseResult(case.case_id, case.patient_id, Role(case.role), measures))
         _LOG.info("%s: measured %d of %d: %s", name, len(found), len(measured), case.case_id)
-    about = model.description
-    return ModelResult(name, model.digest, about.method, about.step, tuple(found)), refs
+    digest, method, step = _identity(members)
+    return ModelResult(name, digest, method, step, tuple(found)), refs
+
+
+def _identity(members: Sequence[LoadedModel]) -> tuple[Sha256, str, int]:
+    """Digest, method and step; of an average the digest of its members' and no step."""
+    about = members[0].description
+    if len(members) == 1:
+        return members[0].digest, about.method, about.step
+    methods = " and ".join(model.description.method for model in members)
+    joined = "".join(model.digest for model in members)
+    return sha256_bytes(joined.encode()), f"mean of {methods}", 0
 
 
 def _summarise(inputs: _Inputs, results: Sequence[ModelResult]) -> EvaluationSummary:

@@ -69,6 +69,22 @@ class SplitConfig(Config):
         return self
 
 
+class StoreConfig(Config):
+    """How images are stored; labels are always stored without loss."""
+
+    kind: Literal["lossless", "uint8"] = Field(
+        "lossless",
+        description="uint8: 256 steps of each volume's own window, for data sets that travel; "
+        "with the intensity rules minmax, percentile and zscore only, not for CT.",
+    )
+    low_pct: float = Field(
+        0.0, ge=0, lt=50, description="uint8: this percentile becomes 0; 0: the least value."
+    )
+    high_pct: float = Field(
+        100.0, gt=50, le=100, description="uint8: this percentile becomes 255; 100: the largest."
+    )
+
+
 class IngestConfig(Config):
     """From a folder of scans to a packed dataset."""
 
@@ -81,6 +97,7 @@ class IngestConfig(Config):
         description="Name of the dataset in the manifest; empty: name of the layout.",
     )
     split: SplitConfig = Field(SplitConfig(), description="Roles of the patients.")
+    store: StoreConfig = Field(StoreConfig(), description="How images are stored.")
     patient_pattern: str = Field(
         "",
         max_length=256,

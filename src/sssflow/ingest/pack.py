@@ -12,6 +12,8 @@ from pathlib import Path
 
 from sssflow.contracts.dataset import DatasetManifest, LabelledCase, UnlabelledCase
 from sssflow.errors import DataError, UsageError
+from sssflow.ingest.config import StoreConfig
+from sssflow.ingest.quantise import quantise
 from sssflow.ingest.split import AssignedCase
 from sssflow.ingest.verify import CheckedCase
 from sssflow.storage.atomic import disk_errors, fsync_folder, sweep_leftovers
@@ -27,7 +29,7 @@ _SUFFIX = ".b2nd"
 class Packer:
     """Writes the cases of one dataset. Use `publish` or `discard` at the end."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, store: StoreConfig) -> None:
         """Prepare `out`; leftovers of a killed run are removed.
 
         Raises:
@@ -35,6 +37,7 @@ class Packer:
             UnavailableError: The disk is read-only.
         """
         self._out = out
+        self._store = store
         self._made_out = not out.exists()
         self._replacing = False
         self._staging = out / _STAGING
@@ -49,8 +52,14 @@ class Packer:
 
         Raises:
             UnavailableError: The disk is full.
+            UsageError: The case is CT and the store has 8 bits.
         """
         name = f"{case.source.case_id}{_SUFFIX}"
+        image, quantised = checked.image_shw, None
+        if self._store.kind == "uint8":
+            image, quantised = quantise(
+                image, self._store, case.source.modality, where=case.source.case_id
+            )
         fields = {
             "case_id": case.source.case_id,
             "patient_id": case.source.patient_id,
@@ -59,8 +68,12 @@ class Packer:
             "grid": checked.grid,
             "role": case.role,
             "image": write_packed(
-                self._staging / "images" / name, checked.image_shw, base=self._staging
+                self._staging / "images" / name,
+                image,
+                base=self._staging,
+                smallest=quantised is not None,
             ),
+            "quantised": quantised,
         }
         if checked.label_shw is None:
             return UnlabelledCase.model_validate(fields)

@@ -90,7 +90,7 @@ def run(
     """
     refuse_nested(source, out)
     dataset, split, problems = _discover(config, source)
-    packer = Packer(out)
+    packer = Packer(out, config.store)
     try:
         outcome = _walk(dataset, split, config, None if problems else packer, progress)
         outcome.problems[:0] = problems

@@ -21,19 +21,28 @@ Array = NDArray[np.generic]
 _MAX_VOXELS = 1 << 31
 
 
-def write_packed(path: Path, array: Array, *, base: Path | None = None) -> ObjectRef:
+def write_packed(
+    path: Path, array: Array, *, base: Path | None = None, smallest: bool = False
+) -> ObjectRef:
     """Write `array` (s,h,w) or (k,s,h,w) atomically; equal arrays give equal bytes.
+
+    With `smallest` it takes longer and each slice is one block of the compressor.
 
     Raises:
         UnavailableError: The disk is full or read-only.
     """
+    slice_shape = (1,) * (array.ndim - 2) + array.shape[-2:]
     # In memory first: Blosc2 reports a full disk as a RuntimeError without a reason.
     packed = blosc2.asarray(
         np.ascontiguousarray(array),
-        chunks=(1,) * (array.ndim - 2) + array.shape[-2:],
+        chunks=slice_shape,
+        blocks=slice_shape if smallest else None,
         contiguous=True,
         cparams=blosc2.CParams(
-            codec=blosc2.Codec.ZSTD, clevel=5, filters=[blosc2.Filter.SHUFFLE], nthreads=1
+            codec=blosc2.Codec.ZSTD,
+            clevel=9 if smallest else 5,
+            filters=[blosc2.Filter.SHUFFLE],
+            nthreads=1,
         ),
     )
     write_bytes(path, packed.to_cframe())

@@ -1,0 +1,52 @@
+"""The 8-bit store: a volume in 256 steps of its own window, small enough to carry elsewhere.
+
+The intensity rules minmax, percentile and zscore do not depend on scale and offset of a volume, so
+training reads the stored steps as they are. Rules in physical units (window) cannot: CT is refused.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sssflow.contracts.dataset import Modality, Quantisation
+from sssflow.errors import UsageError
+from sssflow.ingest.config import StoreConfig
+
+_STEPS = 255
+
+
+def quantise(
+    image_shw: NDArray[np.generic], config: StoreConfig, modality: Modality, *, where: str
+) -> tuple[NDArray[np.uint8], Quantisation]:
+    """Map the window [low_pct, high_pct] of the volume to 0..255; values beyond are clipped.
+
+    A constant volume becomes zero.
+
+    Returns:
+        The steps, and window and errors: the error of a voxel is |stored - raw| after mapping back,
+        as a share of the window.
+
+    Raises:
+        UsageError: The volume is CT, whose rules need Hounsfield units.
+    """
+    if modality is Modality.CT:
+        raise UsageError(
+            "CT cannot be stored in 8 bits: its intensity windows need Hounsfield units.",
+            where=where,
+            expected="ingest.store.kind=lossless",
+            found=config.kind,
+            action="Use the lossless store.",
+        )
+    raw = image_shw.astype(np.float32)
+    low, high = (float(v) for v in np.percentile(raw, [config.low_pct, config.high_pct]))
+    span = high - low
+    if span <= 0:
+        steps = np.zeros(raw.shape, np.uint8)
+        return steps, Quantisation(low=low, high=low, clipped_share=0.0, rms_error=0.0)
+    scaled = (raw - np.float32(low)) * np.float32(_STEPS / span)
+    clipped = float(np.mean((scaled < 0) | (scaled > _STEPS)))
+    steps = np.clip(np.rint(scaled), 0, _STEPS).astype(np.uint8)
+    error = (steps.astype(np.float32) - scaled) / _STEPS
+    rms = float(np.sqrt(np.mean(np.square(error, dtype=np.float64))))
+    return steps, Quantisation(low=low, high=high, clipped_share=clipped, rms_error=rms)

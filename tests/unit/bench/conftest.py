@@ -1,0 +1,106 @@
+"""A protocol that trains in a second, and a dataset of drawn discs with every label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sssflow.bench.config import BenchConfig
+from sssflow.bench.protocol import Protocol
+from sssflow.contracts.dataset import DatasetManifest, Grid, LabelledCase, Modality, Role
+from sssflow.storage.contracts import save_contract
+from sssflow.volume.packed import write_packed
+
+SHAPE = (3, 40, 36)
+IDENTITY = tuple(tuple(float(i == j) for j in range(4)) for i in range(4))
+GRID = Grid(shape_shw=SHAPE, spacing_shw_mm=(1.0, 1.0, 1.0), affine_ras=IDENTITY)
+ROLES = {
+    "a": Role.LABELLED,
+    "b": Role.LABELLED,
+    "c": Role.LABELLED,
+    "d": Role.LABELLED,
+    "v": Role.VALIDATION,
+    "w": Role.VALIDATION,
+    "x": Role.VALIDATION,
+}
+ORDER = ("c", "a", "d", "b")
+
+
+def draw(seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """A disc (1) inside a ring (2), image and label (s,h,w)."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[: SHAPE[1], : SHAPE[2]]
+    label = np.zeros(SHAPE, np.uint8)
+    centre = rng.uniform(15, 21, 2)
+    for i in range(SHAPE[0]):
+        distance = np.hypot(rows - centre[0], columns - centre[1] - i)
+        label[i][distance < 9] = 2
+        label[i][distance < 5] = 1
+    image = np.array([0.1, 0.9, 0.5])[label] + rng.normal(0, 0.05, SHAPE)
+    return image.astype(np.float32), label
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """manifest.json of a dataset that has every label; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("whole")
+    cases = []
+    for number, (name, role) in enumerate(ROLES.items()):
+        image, label = draw(number)
+        cases.append(
+            LabelledCase(
+                case_id=name,
+                patient_id=f"p{name}",
+                image=write_packed(folder / "images" / f"{name}.b2nd", image, base=folder),
+                label=write_packed(folder / "labels" / f"{name}.b2nd", label, base=folder),
+                grid=GRID,
+                modality=Modality.MR,
+                role=role,
+            )
+        )
+    manifest = DatasetManifest(
+        name="discs",
+        source_layout="drawn",
+        class_names=("background", "disc", "ring"),
+        source_digest="0" * 64,
+        split_rule="drawn",
+        label_order=tuple(f"p{name}" for name in ORDER),
+        cases=tuple(cases),
+    )
+    return save_contract(manifest, folder / "manifest.json")
+
+
+@pytest.fixture
+def tiny_protocol() -> Protocol:
+    """Six steps on the discs."""
+    return Protocol.model_validate(
+        {
+            "name": "tiny",
+            "title": "Discs",
+            "summary": "Drawn discs.",
+            "labelled": [1, 2],
+            "methods": {"mean_teacher": {"mean_teacher": {"consistency_weight": 0.5}}},
+            "experiment": {
+                "evaluate": {"bootstrap_resamples": 200, "worst_cases": 0, "median_cases": 0},
+                "train": {
+                    "network": {"base_channels": 4, "levels": 3},
+                    "preprocessing": {"size_hw": [32, 32]},
+                    "steps": 6,
+                    "batch_labelled": 2,
+                    "batch_unlabelled": 2,
+                    "eval_every": 3,
+                    "device": "cpu",
+                    "precision": "float32",
+                },
+            },
+        }
+    )
+
+
+@pytest.fixture
+def tiny_bench() -> BenchConfig:
+    """One label count, one seed, two methods."""
+    return BenchConfig(labelled=(2,), methods=("mean_teacher",), seeds=(1,), poll_s=0.1, threads=1)

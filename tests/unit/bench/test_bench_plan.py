@@ -1,0 +1,129 @@
+"""Which runs there are, with which settings, on which labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sssflow.bench.config import BenchConfig
+from sssflow.bench.plan import run_keys, settings_of
+from sssflow.bench.protocol import Protocol, load_protocol, protocol_names
+from sssflow.bench.published import PublishedRow, is_plausible, published_rows
+from sssflow.bench.variants import find_variant, shipped_variants
+from sssflow.contracts.bench import RunKey
+from sssflow.contracts.dataset import DatasetManifest, Role
+from sssflow.errors import UsageError
+from sssflow.ingest import relabel
+from sssflow.storage.contracts import load_contract
+from sssflow.training.methods.registry import METHODS
+
+
+def test_every_shipped_protocol_is_valid_with_every_variant_and_method() -> None:
+    names = protocol_names()
+    assert {"acdc", "acdc-lite", "phantoms-lite"} <= set(names)
+    for name in names:
+        protocol = load_protocol(name)
+        assert protocol.name == name
+        assert set(protocol.methods) <= set(METHODS)
+        for variant in shipped_variants():
+            key = RunKey(method="mean_teacher", variant=variant, labelled=1, seed=5)
+            settings = settings_of(protocol, BenchConfig(), key)
+            assert settings.train.seed == 5
+            assert settings.train.selection == protocol.selection
+
+
+def test_acdc_is_the_published_protocol() -> None:
+    protocol = load_protocol("acdc")
+    train = protocol.experiment.train
+    assert protocol.labelled == (1, 3, 7)
+    assert train.preprocessing.size_hw == (256, 256)
+    assert train.steps == 30_000
+    assert (train.batch_labelled, train.batch_unlabelled) == (12, 12)
+    optimiser = train.optimiser
+    assert (optimiser.kind, optimiser.learning_rate, optimiser.momentum) == ("sgd", 0.01, 0.9)
+    assert (optimiser.weight_decay, optimiser.schedule, optimiser.poly_power) == (1e-4, "poly", 0.9)
+
+
+def test_a_supervised_run_is_in_every_table_once(tiny_protocol: Protocol) -> None:
+    config = BenchConfig(methods=("mean_teacher",), seeds=(1, 2))
+    keys = run_keys(tiny_protocol, config, METHODS)
+    assert [(k.method, k.labelled, k.seed) for k in keys] == [
+        ("supervised", 1, 1),
+        ("mean_teacher", 1, 1),
+        ("supervised", 2, 1),
+        ("mean_teacher", 2, 1),
+        ("supervised", 1, 2),
+        ("mean_teacher", 1, 2),
+        ("supervised", 2, 2),
+        ("mean_teacher", 2, 2),
+    ]
+
+
+def test_a_variant_that_changes_supervised_training_gets_a_baseline_of_its_own(
+    tiny_protocol: Protocol,
+) -> None:
+    config = BenchConfig(labelled=(1,), methods=("mean_teacher",), seeds=(1,), variants=("wide",))
+    keys = run_keys(tiny_protocol, config, METHODS)
+    assert [(k.method, k.variant) for k in keys] == [
+        ("supervised", "wide"),
+        ("mean_teacher", "wide"),
+    ]
+
+
+def test_later_settings_win_and_a_method_changes_only_its_own_keys(tiny_protocol: Protocol) -> None:
+    key = RunKey(method="mean_teacher", variant="wide", labelled=1, seed=9)
+    plain = settings_of(tiny_protocol, BenchConfig(), key).train
+    assert plain.mean_teacher.consistency_weight == 0.5
+    assert plain.mean_teacher.ema_decay == tiny_protocol.experiment.train.mean_teacher.ema_decay
+    assert plain.network.base_channels == 32
+    changed = BenchConfig(settings=("train.network.base_channels=8", "train.seed=77"))
+    asked = settings_of(tiny_protocol, changed, key).train
+    assert asked.network.base_channels == 8
+    assert asked.seed == 9, "the seed is the run's"
+
+
+def test_unknown_names_are_refused_with_the_known_ones(tiny_protocol: Protocol) -> None:
+    with pytest.raises(UsageError, match="no such protocol"):
+        load_protocol("acdx")
+    with pytest.raises(UsageError, match="no such variant"):
+        find_variant("default+wid")
+    with pytest.raises(UsageError, match="supervised"):
+        run_keys(tiny_protocol, BenchConfig(methods=("meanteacher",)), METHODS)
+
+
+def test_fewer_labels_keep_the_first_patients_of_the_order_and_hide_the_other_labels(
+    whole: Path, tmp_path: Path
+) -> None:
+    manifest = relabel.run(whole, 2, tmp_path / "two")
+    labelled = {case.patient_id for case in manifest.labelled(Role.LABELLED)}
+    assert labelled == {"pc", "pa"}
+    assert {case.patient_id for case in manifest.with_role(Role.UNLABELLED)} == {"pd", "pb"}
+    assert len(manifest.labelled(Role.VALIDATION)) == 3
+    names = {path.name for path in (tmp_path / "two" / "labels").iterdir()}
+    assert names == {f"{name}.b2nd" for name in "acvwx"}
+    again = load_contract(DatasetManifest, tmp_path / "two" / "manifest.json")
+    assert again == manifest
+    assert relabel.run(whole, 0.25, tmp_path / "quarter").labelled(Role.LABELLED)[0].case_id == "c"
+
+
+@pytest.mark.parametrize("labelled", [5, 0.01])
+def test_more_labels_than_there_are_are_refused(
+    whole: Path, tmp_path: Path, labelled: float
+) -> None:
+    with pytest.raises(UsageError, match="1 to 4"):
+        relabel.run(whole, labelled, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_published_row_that_breaks_jensens_inequality_is_marked() -> None:
+    sound = PublishedRow(
+        method="a", labelled=3, dice=88.85, jaccard=80.53, selection="n/k", source="s"
+    )
+    assert is_plausible(sound)
+    # 2 * 0.9057 mean Dice allows no mean Jaccard below 82.77.
+    assert not is_plausible(sound.model_copy(update={"dice": 90.57, "jaccard": 81.73}))
+    marked = {row.method for row in published_rows("acdc") if row.method.endswith("†")}
+    assert marked == {"VQ-Seg †"}
+    assert all(row.selection and row.source for row in published_rows("acdc"))
+    assert published_rows("") == ()

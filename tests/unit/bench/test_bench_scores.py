@@ -1,0 +1,110 @@
+"""Means over seeds and the pool of processes, by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sssflow.bench.pool import Pool, _Worker
+from sssflow.bench.scores import Scored, group_rows, over_seeds
+from sssflow.contracts.base import ObjectRef
+from sssflow.contracts.bench import RunKey, RunResult
+from sssflow.evaluation.aggregate import Resampling, table_of
+
+REF = ObjectRef(uri="x", size_bytes=0, sha256="0" * 64)
+METRICS = ("strict_dice", "strict_iou", "ssl4mis_dice")
+
+
+def scored(method: str, seed: int, rows: list[list[float | None]], dataset: str = "0") -> Scored:
+    result = RunResult(
+        key=RunKey(method=method, variant="default", labelled=3, seed=seed),
+        order_digest="0" * 64,
+        config_digest="0" * 64,
+        dataset_digest=dataset * 64,
+        model=REF,
+        model_digest="0" * 64,
+        weights_bytes=0,
+        selection="last step (nothing was selected)",
+        best_step=1,
+        steps_in_all=1,
+        roles=("test",),
+        cases=REF,
+        strict={},
+        ssl4mis={},
+        wall_time_s={},
+        device="cpu",
+    )
+    table = table_of(rows, ["p1", "p2"])
+    return Scored(result, dict.fromkeys(METRICS, table))
+
+
+def test_scores_of_one_case_are_averaged_over_seeds_and_left_out_only_if_all_leave_out() -> None:
+    one = scored("a", 1, [[0.5, None], [0.75, None]])
+    two = scored("a", 2, [[0.7, 0.25], [0.25, None]])
+    mean = over_seeds([one, two], "strict_dice").score_nc
+    assert mean[:, 0].tolist() == [pytest.approx(0.6), 0.5]
+    assert mean[0, 1] == 0.25
+    assert math.isnan(mean[1, 1])
+
+
+def test_seeds_with_patients_of_their_own_stand_side_by_side() -> None:
+    one, two = scored("a", 1, [[0.5], [0.6]], "1"), scored("a", 2, [[0.7], [0.8]], "2")
+    joined = over_seeds([one, two], "strict_dice")
+    assert joined.patient_n == ("s1.p1", "s1.p2", "s2.p1", "s2.p2")
+    assert np.ravel(joined.score_nc).tolist() == [0.5, 0.6, 0.7, 0.8]
+
+
+def test_a_gain_is_paired_on_the_seeds_that_both_have() -> None:
+    runs = [
+        scored("supervised", 1, [[0.4], [0.6]]),
+        scored("supervised", 2, [[0.0], [0.0]]),
+        scored("mean_teacher", 1, [[0.5], [0.7]]),
+    ]
+    rows = group_rows(runs, Resampling(200, 0.95, 1), 100)
+    assert [row.method for row in rows] == ["supervised", "mean_teacher"]
+    assert rows[0].comparison is None
+    versus = rows[1].comparison
+    assert versus is not None
+    assert versus.gain.value == pytest.approx(0.1)
+    assert versus.p_value == 0.5  # two patients, four sign patterns, two as extreme
+    assert rows[0].dice_std == pytest.approx(0.5 / math.sqrt(2))
+
+
+class Said(_Worker):
+    """A worker that has said what is given."""
+
+    def __init__(self, said: dict[str, object]) -> None:
+        self.said = said
+
+    def status(self) -> dict[str, object]:
+        return self.said
+
+
+@pytest.mark.parametrize(
+    ("said", "allowed"),
+    [
+        ([], True),
+        ([{}], False),  # it has not said yet what it holds
+        ([{"message": "x", "gpu": None}], True),  # CPU
+        ([{"gpu": {"free_gib": 3.6, "held_gib": 2.0}}], True),  # 1.25 * 2 + 1 = 3.5
+        ([{"gpu": {"free_gib": 3.4, "held_gib": 2.0}}], False),
+        ([{"gpu": {"free_gib": 9, "held_gib": 1}}, {"gpu": {"free_gib": 5, "held_gib": 4}}], False),
+    ],
+)
+def test_a_further_run_is_started_only_while_the_gpu_has_room(
+    said: list[dict[str, object]], allowed: bool
+) -> None:
+    pool = Pool(4, 0.1)
+    pool._running = [Said(one) for one in said]
+    assert pool._memory_allows() is allowed
+
+
+def test_a_missing_score_file_is_named(tmp_path: Path) -> None:
+    from sssflow.bench.scores import read_scores
+    from sssflow.errors import DataError
+
+    with pytest.raises(DataError, match="missing"):
+        read_scores(scored("a", 1, [[0.5], [0.5]]).result, tmp_path)
