@@ -11,6 +11,8 @@ from sssflow.experiment import ExperimentConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "src" / "sssflow" / "cli" / "demo.yaml"
+HEADLINES = {"la-lite": "mean_teacher"}
+"""Headline methods other than sss, which has no 3-D form."""
 EXPERIMENTS = [*sorted((ROOT / "configs").glob("*.yaml")), DEMO]
 
 
@@ -23,7 +25,7 @@ def test_an_experiment_is_valid_and_its_comparison_is_fair(path: Path) -> None:
     experiment = load_config(ExperimentConfig, path)
     warmup, baseline, headline = experiment.warmup, experiment.baseline, experiment.train
     assert baseline.method == "supervised"
-    assert headline.method == "sss"
+    assert headline.method == HEADLINES.get(path.stem, "sss")
     for key in ("network", "preprocessing", "batch_labelled", "seed", "optimiser", "augmentation"):
         assert getattr(baseline, key) == getattr(headline, key) == getattr(warmup, key), key
     # The headline starts from the warm-up's weights: the baseline gets the steps of both.

@@ -170,7 +170,7 @@ def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
     """Whether the forward pass runs under bfloat16 autocast.
 
     Not by itself for a 3-D student on a processor: oneDNN's bfloat16 weight gradient of small
-    3-D convolutions was seen to hold NaN now and then (torch 2.x, AMX).
+    3-D convolutions was seen to hold NaN now and then (torch 2.15, AVX512-BF16).
     """
     if config.precision != "auto":
         return config.precision == "bfloat16"
