@@ -16,7 +16,7 @@ from sssflow.training import stage
 from sssflow.training.checkpoint import list_checkpoints
 from sssflow.training.loop import Progress
 
-METHODS = ("supervised", "mean_teacher", "unimatch_v2", "sss")
+METHODS = ("supervised", "mean_teacher", "unimatch_v2", "sss", "cps", "bcp", "dan")
 
 
 def weights_digest(out: Path) -> str:
