@@ -11,8 +11,8 @@ from sssflow.experiment import ExperimentConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "src" / "sssflow" / "cli" / "demo.yaml"
-HEADLINES = {"la-lite": "mean_teacher"}
-"""Headline methods other than sss, which has no 3-D form."""
+HEADLINES = {"la-lite": "mean_teacher", "acdc-in-loop": "sss_in_loop"}
+"""Headline methods other than staged sss, which has no 3-D form."""
 EXPERIMENTS = [*sorted((ROOT / "configs").glob("*.yaml")), DEMO]
 
 
