@@ -1,0 +1,87 @@
+"""Every config.pbtxt of every profile is the golden one, and the server takes those for CPU."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sssflow.contracts.model_repository import REPOSITORY_FILE, ModelRepository
+from sssflow.errors import DataError, UsageError
+from sssflow.serving import repository
+from sssflow.serving.config import RepositoryConfig
+from sssflow.storage.contracts import load_contract
+from sssflow.storage.digest import verified_path
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "triton"
+MODELS = (
+    "sam2_encoder",
+    "sam2_decoder",
+    "sam2_memory_attention",
+    "sam2_memory_encoder",
+    "sam2_predict",
+    "segmenter_net",
+    "segmenter",
+)
+
+
+@pytest.mark.parametrize("profile", ["cpu", "cpu-onnxruntime", "gpu", "gpu-tensorrt"])
+def test_the_configs_of_a_profile_are_the_golden_ones(
+    profile: str, nano_bundle: Path, student_bundle: Path, tmp_path: Path
+) -> None:
+    made = repository.run(
+        RepositoryConfig(profile=profile),
+        tmp_path,
+        sam2=nano_bundle / "bundle.json",
+        segmenter=student_bundle,
+    )
+    assert tuple(model.name for model in made.models) == MODELS
+    for name in MODELS:
+        found = (tmp_path / name / "config.pbtxt").read_text("utf-8")
+        assert found == (GOLDEN / profile / f"{name}.pbtxt").read_text("utf-8"), name
+
+
+def test_the_repository_names_every_file_with_its_digest(served: Path) -> None:
+    described = load_contract(ModelRepository, served / REPOSITORY_FILE)
+    named = {ref.uri for model in described.models for ref in model.files}
+    present = {
+        path.relative_to(served).as_posix()
+        for path in served.rglob("*")
+        if path.is_file() and path.name != REPOSITORY_FILE and "__pycache__" not in path.parts
+    }
+    assert named == present
+    assert len(named) == 19
+    for model in described.models:
+        for ref in model.files:
+            verified_path(ref, base=served)
+
+
+def test_a_served_python_file_imports_nothing_of_ours(served: Path) -> None:
+    files = sorted(served.rglob("model.py"))
+    assert len(files) == 7
+    for file in files:
+        assert not re.search(r"^\s*(from|import) sssflow", file.read_text("utf-8"), re.MULTILINE)
+
+
+def test_nothing_to_serve_and_an_unknown_size_are_refused(
+    nano_bundle: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="nothing to serve"):
+        repository.run(RepositoryConfig(), tmp_path)
+    with pytest.raises(UsageError, match="Which input size"):
+        repository.run(RepositoryConfig(), tmp_path, sam2=nano_bundle / "bundle.json", size_px=512)
+
+
+def test_a_bundle_whose_graph_was_changed_is_refused_and_no_repository_appears(
+    student_bundle: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "bundle"
+    shutil.copytree(student_bundle.parent, copy)
+    with (copy / "student.onnx").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(DataError, match="another size"):
+        repository.run(RepositoryConfig(), tmp_path / "out", segmenter=copy / "bundle.json")
+    assert not (tmp_path / "out" / REPOSITORY_FILE).exists()

@@ -1,0 +1,138 @@
+"""A new version comes live whole, or the former one stays."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from sssflow.contracts.bundle import ModelBundle
+from sssflow.errors import DataError, InternalError
+from sssflow.serving import check, publish, repository
+from sssflow.serving.client import TritonClient
+from sssflow.serving.config import ClientConfig, RepositoryConfig
+from sssflow.serving.local_triton import ServerState
+from sssflow.storage.contracts import load_contract, save_contract
+from sssflow.storage.digest import reference
+
+VOLUME = np.random.default_rng(0).normal(size=(2, 20, 20)).astype(np.float32)
+
+
+@pytest.fixture
+def live(own_server: Callable[..., ServerState], tmp_path: Path) -> Iterator[TritonClient]:
+    """A client of a server on `tmp_path/live`."""
+    server = own_server()
+    with TritonClient(ClientConfig(url=server.grpc_url)) as client:
+        yield client
+
+
+def changed(bundle: Path, out: Path, value: float) -> Path:
+    """A repository whose network adds `value` to the logits of class 2."""
+    shutil.copytree(bundle.parent, out / "bundle")
+    graph = onnx.load(out / "bundle" / "student.onnx")
+    for node in graph.graph.node:
+        for index, name in enumerate(node.output):
+            if name == "logits_bkhw":
+                node.output[index] = "former"
+    bias = helper.make_tensor("bias", onnx.TensorProto.FLOAT, (1, 3, 1, 1), [0, 0, value])
+    graph.graph.initializer.append(bias)
+    graph.graph.node.append(helper.make_node("Add", ["former", "bias"], ["logits_bkhw"]))
+    onnx.save(graph, out / "bundle" / "student.onnx")
+    return written(out)
+
+
+def written(out: Path) -> Path:
+    """The repository of `out/bundle`, whose graph may be anything."""
+    path = out / "bundle" / "bundle.json"
+    ref = reference(out / "bundle" / "student.onnx")
+    save_contract(load_contract(ModelBundle, path).model_copy(update={"onnx": ref}), path)
+    repository.run(RepositoryConfig(threads=1), out / "repository", segmenter=path)
+    return out / "repository"
+
+
+def labels(client: TritonClient) -> np.ndarray:
+    return client.infer("segmenter", {"volume": VOLUME}, ["labels"])["labels"]
+
+
+def versions(tmp_path: Path) -> list[str]:
+    return sorted(p.name for p in (tmp_path / "live" / "segmenter_net").iterdir() if p.is_dir())
+
+
+def test_a_new_version_is_live_and_checked_and_a_second_call_changes_nothing(
+    live: TritonClient, student_bundle: Path, tmp_path: Path
+) -> None:
+    new = changed(student_bundle, tmp_path / "new", 1e3)
+    assert not (labels(live) == 2).all()
+    (done,) = publish.run(new.as_uri(), str(tmp_path / "live"), live)
+    assert (done.model, done.version, done.former_version) == ("segmenter_net", 2, 1)
+    assert (labels(live) == 2).all()
+    assert publish.run(str(new), str(tmp_path / "live"), live) == ()
+    assert check.run(live, tmp_path / "live")
+
+
+@pytest.mark.parametrize("kind", ["no graph", "nan"])
+def test_a_broken_version_goes_back_to_the_former_one(
+    live: TritonClient, student_bundle: Path, tmp_path: Path, kind: str
+) -> None:
+    before = labels(live)
+    if kind == "nan":
+        new, error = changed(student_bundle, tmp_path / "new", np.nan), InternalError
+    else:
+        shutil.copytree(student_bundle.parent, tmp_path / "new" / "bundle")
+        (tmp_path / "new" / "bundle" / "student.onnx").write_bytes(b"not a graph")
+        new, error = written(tmp_path / "new"), DataError
+    with pytest.raises(error):
+        publish.run(str(new), str(tmp_path / "live"), live)
+    np.testing.assert_array_equal(labels(live), before)
+    assert versions(tmp_path) == ["1"]
+    assert not (tmp_path / "live" / "publish.json").exists()
+
+
+def test_what_a_killed_publication_left_is_taken_back_by_the_next(
+    live: TritonClient, student_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = labels(live)
+    new = changed(student_bundle, tmp_path / "new", 1e3)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "_smoke", killed)
+        patch.setattr(publish, "_take_back", killed)
+        with pytest.raises(Killed):
+            publish.run(str(new), str(tmp_path / "live"), live)
+    assert versions(tmp_path) == ["1", "2"]
+    assert publish.recover(tmp_path / "live", live)
+    np.testing.assert_array_equal(labels(live), before)
+    assert versions(tmp_path) == ["1"]
+    assert not publish.recover(tmp_path / "live", live)
+
+
+def test_a_changed_file_of_the_source_is_refused_before_anything_is_live(
+    live: TritonClient, student_bundle: Path, tmp_path: Path
+) -> None:
+    new = changed(student_bundle, tmp_path / "new", 1e3)
+    with (new / "segmenter" / "1" / "model.py").open("a") as file:
+        file.write("#")
+    with pytest.raises(DataError, match="another size"):
+        publish.run(str(new), str(tmp_path / "live"), live)
+    assert versions(tmp_path) == ["1"]
+
+
+def test_a_server_with_other_weights_fails_the_check_by_the_name_of_the_tensor(
+    live: TritonClient, student_bundle: Path, tmp_path: Path
+) -> None:
+    other = changed(student_bundle, tmp_path / "new", 0.5)
+    with pytest.raises(InternalError, match="numbers of the bundle") as caught:
+        check.run(live, other)
+    assert caught.value.where == "segmenter_net, tensor logits_bkhw"
+    assert caught.value.exit_code == 70
