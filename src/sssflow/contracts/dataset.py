@@ -66,7 +66,7 @@ class Grid(Record):
 
 
 class Quantisation(Record):
-    """How an 8-bit image was made: `low` became 0 and `high` 255, values beyond were clipped."""
+    """How an 8-bit image was made: `low` became 0, `high` the largest step; beyond: clipped."""
 
     low: float
     high: float

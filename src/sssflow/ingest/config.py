@@ -77,11 +77,20 @@ class StoreConfig(Config):
         description="uint8: 256 steps of each volume's own window, for data sets that travel; "
         "with the intensity rules minmax, percentile and zscore only, not for CT.",
     )
+    steps: int = Field(
+        255,
+        ge=15,
+        le=255,
+        description="uint8: largest stored value; 127 needs one bit per voxel less.",
+    )
     low_pct: float = Field(
         0.0, ge=0, lt=50, description="uint8: this percentile becomes 0; 0: the least value."
     )
     high_pct: float = Field(
-        100.0, gt=50, le=100, description="uint8: this percentile becomes 255; 100: the largest."
+        100.0,
+        gt=50,
+        le=100,
+        description="uint8: this percentile becomes `steps`; 100: the largest.",
     )
 
 

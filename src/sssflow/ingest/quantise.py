@@ -1,4 +1,4 @@
-"""The 8-bit store: a volume in 256 steps of its own window, small enough to carry elsewhere.
+"""The 8-bit store: a volume in at most 256 steps of its own window, small enough to carry.
 
 The intensity rules minmax, percentile and zscore do not depend on scale and offset of a volume, so
 training reads the stored steps as they are. Rules in physical units (window) cannot: CT is refused.
@@ -13,13 +13,11 @@ from sssflow.contracts.dataset import Modality, Quantisation
 from sssflow.errors import UsageError
 from sssflow.ingest.config import StoreConfig
 
-_STEPS = 255
-
 
 def quantise(
     image_shw: NDArray[np.generic], config: StoreConfig, modality: Modality, *, where: str
 ) -> tuple[NDArray[np.uint8], Quantisation]:
-    """Map the window [low_pct, high_pct] of the volume to 0..255; values beyond are clipped.
+    """Map the window [low_pct, high_pct] of the volume to 0..steps; values beyond are clipped.
 
     A constant volume becomes zero.
 
@@ -44,9 +42,9 @@ def quantise(
     if span <= 0:
         steps = np.zeros(raw.shape, np.uint8)
         return steps, Quantisation(low=low, high=low, clipped_share=0.0, rms_error=0.0)
-    scaled = (raw - np.float32(low)) * np.float32(_STEPS / span)
-    clipped = float(np.mean((scaled < 0) | (scaled > _STEPS)))
-    steps = np.clip(np.rint(scaled), 0, _STEPS).astype(np.uint8)
-    error = (steps.astype(np.float32) - scaled) / _STEPS
+    scaled = (raw - np.float32(low)) * np.float32(config.steps / span)
+    clipped = float(np.mean((scaled < 0) | (scaled > config.steps)))
+    steps = np.clip(np.rint(scaled), 0, config.steps).astype(np.uint8)
+    error = (steps.astype(np.float32) - scaled) / config.steps
     rms = float(np.sqrt(np.mean(np.square(error, dtype=np.float64))))
     return steps, Quantisation(low=low, high=high, clipped_share=clipped, rms_error=rms)
