@@ -15,9 +15,10 @@ from sssflow.contracts.base import Sha256
 from sssflow.contracts.bundle import ParityFigure, TensorContract
 from sssflow.contracts.dataset import DatasetManifest, Role
 from sssflow.contracts.evaluation import EvaluationSummary, Figure, ModelFigures
-from sssflow.contracts.model import IntensityRule, TrainedModel
+from sssflow.contracts.model import IntensityRule, Preprocessing, TrainedModel
 from sssflow.contracts.run import RunRecord
 from sssflow.export.config import ExportConfig
+from sssflow.networks.volumes import strides
 
 NOT_RECORDED = "not recorded"
 _NO_SUCH_FIGURE = "–"
@@ -131,8 +132,11 @@ def _limits(facts: CardFacts) -> str:
         f"({counts[Role.LABELLED]} cases); structures or disease they do not show are unknown "
         "to the model.",
         "* Age, sex, scanner and site of the patients: " + NOT_RECORDED + ".",
-        "* Each slice is segmented by itself; the result may be uneven between slices.",
     ]
+    if facts.model.preprocessing.patch is None:
+        lines.append(
+            "* Each slice is segmented by itself; the result may be uneven between slices."
+        )
     if facts.evaluation is None or measured(facts) is None:
         lines.append("* The accuracy of this model was not measured.")
     elif facts.evaluation.patients < 10:
@@ -147,27 +151,51 @@ def _limits(facts: CardFacts) -> str:
 
 def _how_to_start(facts: CardFacts) -> str:
     preprocessing = facts.model.preprocessing
-    rows, cols = preprocessing.size_hw
+    two_d = preprocessing.patch is None
+    before, after = _steps_around(preprocessing)
+    samples, axes = ("slices", "rows, cols") if two_d else ("patches", "slices, rows, cols")
     return "\n".join(
         [
             "## How to get started",
             "",
             f"1. {_intensity_in_words(preprocessing.intensity)}",
-            f"2. Resize each slice to {rows} × {cols} ({preprocessing.image_interpolation}"
-            + (", antialiased)." if preprocessing.image_interpolation == "linear" else ")."),
+            f"2. {before}",
             "3. Run the graph:",
             "",
             "```python",
             "import onnxruntime",
             "",
             'session = onnxruntime.InferenceSession("student.onnx")',
-            f'logits = session.run(None, {{"{facts.inputs[0].name}": slices}})[0]  '
-            "# slices: float32 (batch, 1, rows, cols)",
+            f'logits = session.run(None, {{"{facts.inputs[0].name}": {samples}}})[0]  '
+            f"# {samples}: float32 (batch, 1, {axes})",
             "```",
             "",
-            f"4. Resize the logits to the slice ({preprocessing.prediction_interpolation}) "
-            "and take the arg-max over the classes.",
+            f"4. {after}",
         ]
+    )
+
+
+def _steps_around(preprocessing: Preprocessing) -> tuple[str, str]:
+    """What a caller does before and after the graph."""
+    patch = preprocessing.patch
+    if patch is None:
+        rows, cols = preprocessing.size_hw
+        kind = preprocessing.image_interpolation
+        antialiased = ", antialiased" if kind == "linear" else ""
+        return (
+            f"Resize each slice to {rows} × {cols} ({kind}{antialiased}).",
+            f"Resize the logits to the slice ({preprocessing.prediction_interpolation}) "
+            "and take the arg-max over the classes.",
+        )
+    size = " × ".join(map(str, patch.size_shw))
+    scale = " × ".join(f"{factor:g}" for factor in patch.scale_shw)
+    step = " × ".join(map(str, strides(patch)))
+    return (
+        f"Scale the volume by {scale} (slices × rows × columns), pad it with zeros to at least "
+        f"{size}, and cut patches of {size}, one every {step} voxels and one flush with each end.",
+        f"Average the softmax of overlapping patches ({patch.window.weights} weights), cut the "
+        f"padding off, resize to the volume ({preprocessing.prediction_interpolation}) and take "
+        "the arg-max over the classes.",
     )
 
 

@@ -1,6 +1,6 @@
 """From a student to the bytes of an ONNX file.
 
-Axis letters: b batch, c input channels (1), k classes, h rows, w columns.
+Axis letters: b batch, c input channels (1), k classes, h rows, w columns; s slices of a patch.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from sssflow.export.tracing import trace
 from sssflow.networks.base import SegmentationNet
 from sssflow.networks.trained import LoadedModel
 
-INPUT_NAME = "image_bchw"
-OUTPUT_NAME = "logits_bkhw"
+_NAMES = {2: ("image_bchw", "logits_bkhw"), 3: ("image_bcshw", "logits_bkshw")}
+_SIDES = {2: ("rows", "cols"), 3: ("slices", "rows", "cols")}
 
 _EXAMPLE_BATCH = 2
 """torch.export takes an axis of length one for a constant; the graph runs with one all the same."""
@@ -29,24 +29,31 @@ _EXAMPLE_BATCH = 2
 def export_graph(model: LoadedModel, *, opset: int) -> ModelProto:
     """The student as an ONNX graph with a free batch and, of a `free_size` network, free sides.
 
-    Free rows and columns must be multiples of the network's stride. Equal weights give equal bytes:
-    what the exporter knows of the machine (paths, stack traces) is taken out.
+    Free sides must be multiples of the network's stride; those of a 3-D network are slices, rows
+    and columns of a patch. Equal weights give equal bytes: what the exporter knows of the machine
+    (paths, stack traces) is taken out.
 
     Raises:
         InternalError: The exporter or ONNX's own checker refuses the graph.
     """
     net = model.net
-    rows, cols = model.description.preprocessing.size_hw
-    example_bchw = torch.zeros(_EXAMPLE_BATCH, 1, rows, cols)
+    image, logits = _NAMES[net.dimensions]
+    example = torch.zeros(_EXAMPLE_BATCH, 1, *input_sides(model))
     return trace(
         net,
-        (example_bchw,),
+        (example,),
         (_free_axes(net),),
-        inputs=[INPUT_NAME],
-        outputs=[OUTPUT_NAME],
+        inputs=[image],
+        outputs=[logits],
         opset=opset,
         what=f"network {model.description.network.get('name')}",
     )
+
+
+def input_sides(model: LoadedModel) -> tuple[int, ...]:
+    """Rows and columns, or slices, rows and columns, that the network was trained with."""
+    preprocessing = model.description.preprocessing
+    return preprocessing.size_hw if preprocessing.patch is None else preprocessing.patch.size_shw
 
 
 def set_metadata(graph: ModelProto, facts: Mapping[str, str]) -> None:
@@ -81,21 +88,23 @@ def tensor_contracts(
     model: LoadedModel,
 ) -> tuple[tuple[TensorContract, ...], tuple[TensorContract, ...]]:
     """Inputs and outputs of the graph; a string names a free axis."""
-    stride, classes = model.net.stride, len(model.description.class_names)
-    rows: str | int = f"{stride}*rows"
-    cols: str | int = f"{stride}*cols"
-    if not model.net.free_size:
-        rows, cols = model.description.preprocessing.size_hw
+    net, classes = model.net, len(model.description.class_names)
+    image_name, logits_name = _NAMES[net.dimensions]
+    sides: tuple[str | int, ...] = input_sides(model)
+    if net.free_size:
+        sides = tuple(f"{net.stride}*{name}" for name in _SIDES[net.dimensions])
     image = TensorContract(
-        name=INPUT_NAME,
+        name=image_name,
         dtype="float32",
-        shape=("batch", 1, rows, cols),
-        meaning="Slices after the intensity rule and the resizing of `preprocessing`.",
+        shape=("batch", 1, *sides),
+        meaning="Slices after the intensity rule and the resizing of `preprocessing`."
+        if net.dimensions == 2
+        else "Patches after the intensity rule and the scaling of `preprocessing`.",
     )
     logits = TensorContract(
-        name=OUTPUT_NAME,
+        name=logits_name,
         dtype="float32",
-        shape=("batch", classes, rows, cols),
+        shape=("batch", classes, *sides),
         meaning="Logits before softmax; channel i is class i of `class_names`.",
     )
     return (image,), (logits,)
@@ -115,8 +124,8 @@ def torch_logits(net: SegmentationNet, image_bchw: Tensor) -> Tensor:
 
 
 def _free_axes(net: SegmentationNet) -> dict[int, object]:
-    batch = torch.export.Dim("batch", min=1)
-    if not net.free_size:
-        return {0: batch}
-    rows, cols = torch.export.Dim("rows", min=1), torch.export.Dim("cols", min=1)
-    return {0: batch, 2: net.stride * rows, 3: net.stride * cols}
+    axes: dict[int, object] = {0: torch.export.Dim("batch", min=1)}
+    if net.free_size:
+        for axis, name in enumerate(_SIDES[net.dimensions], start=2):
+            axes[axis] = net.stride * torch.export.Dim(name, min=1)
+    return axes

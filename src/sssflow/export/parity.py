@@ -18,12 +18,13 @@ from torch import Tensor
 
 from sssflow.contracts.bundle import ParityFigure
 from sssflow.contracts.dataset import DatasetManifest, LabelledCase, Role, UnlabelledCase
-from sssflow.contracts.model import Preprocessing
+from sssflow.contracts.model import PatchRule, Preprocessing
 from sssflow.errors import DataError, InternalError, UsageError
 from sssflow.export.config import ExportConfig
-from sssflow.export.onnx import INPUT_NAME, OUTPUT_NAME, torch_logits
+from sssflow.export.onnx import input_sides, torch_logits
 from sssflow.networks.predict import resize_images
 from sssflow.networks.trained import LoadedModel
+from sssflow.networks.volumes import Shape, pad_to, resize_volume, scaled_shape
 from sssflow.volume.intensity import normalise
 from sssflow.volume.packed import read_packed
 
@@ -39,7 +40,7 @@ _NOT_FINITE = 1e38
 
 @dataclass(frozen=True)
 class Slices:
-    """Normalised slices of one case, before resizing, and where they come from."""
+    """Normalised slices of one case (3-D: all), before resizing, and where they come from."""
 
     image_shw: Floats
     source: str
@@ -55,9 +56,9 @@ def check_parity(
         InternalError: A difference exceeds the tolerance, or an arg-max mask differs.
     """
     figures = []
-    for size_hw in parity_sizes(model, config):
+    for sides in parity_sizes(model, config):
         for part in slices:
-            image_bchw = _prepared(part.image_shw, size_hw, model.description.preprocessing)
+            image_bchw = _prepared(part.image_shw, sides, model.description.preprocessing)
             figures.append(_compare(run_graph, model, image_bchw, part.source, config.tolerance))
     bad = [f for f in figures if f.max_abs_difference > f.tolerance or not f.masks_equal]
     if bad:
@@ -74,23 +75,24 @@ def check_parity(
     return tuple(figures)
 
 
-def parity_sizes(model: LoadedModel, config: ExportConfig) -> tuple[tuple[int, int], ...]:
+def parity_sizes(model: LoadedModel, config: ExportConfig) -> tuple[tuple[int, ...], ...]:
     """Training size and, where the size is free, a second one; both multiples of the stride."""
-    rows, cols = model.description.preprocessing.size_hw
+    trained = input_sides(model)
     if not model.net.free_size:
-        return ((rows, cols),)
+        return (trained,)
     stride = model.net.stride
-    scaled = [math.ceil(side * config.second_scale / stride) * stride for side in (rows, cols)]
-    second = (scaled[0], scaled[1])
-    if second == (rows, cols):
-        second = (rows + stride, cols + stride)
-    return (rows, cols), second
+    second = tuple(math.ceil(side * config.second_scale / stride) * stride for side in trained)
+    if second == trained:
+        second = tuple(side + stride for side in trained)
+    return trained, second
 
 
 def choose_slices(
     manifest: DatasetManifest, folder: Path, preprocessing: Preprocessing, config: ExportConfig
 ) -> list[Slices]:
     """Evenly spread slices of the first cases: validation, else test, else labelled ones.
+
+    For a 3-D network whole volumes, of which the middle is compared.
 
     Raises:
         DataError: A case cannot be read.
@@ -120,7 +122,7 @@ def onnx_runner(data: bytes) -> Runner:
     session: Any = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
     def run(image_bchw: Floats) -> Floats:
-        logits: Floats = session.run([OUTPUT_NAME], {INPUT_NAME: image_bchw})[0]
+        logits: Floats = session.run(None, {session.get_inputs()[0].name: image_bchw})[0]
         return logits
 
     return run
@@ -160,6 +162,9 @@ def _slices_of(
     case: LabelledCase | UnlabelledCase, folder: Path, preprocessing: Preprocessing, count: int
 ) -> Slices:
     volume_shw = read_packed(case.image, base=folder, shape=case.grid.shape_shw)
+    if preprocessing.patch is not None:
+        whole_shw = normalise(volume_shw, preprocessing.intensity)
+        return Slices(whole_shw, f"{case.role.value} case {case.case_id}, patch from the middle")
     # The middle of each of `count` equal parts: end slices are often empty.
     total = volume_shw.shape[0]
     chosen = sorted({int((i + 0.5) * total / count) for i in range(min(count, total))})
@@ -168,6 +173,20 @@ def _slices_of(
     return Slices(image_shw, f"{case.role.value} case {case.case_id}, slices {listed}")
 
 
-def _prepared(image_shw: Floats, size_hw: tuple[int, int], preprocessing: Preprocessing) -> Tensor:
-    image_bchw = torch.from_numpy(np.ascontiguousarray(image_shw)).unsqueeze(1)
-    return resize_images(image_bchw, size_hw, preprocessing.image_interpolation).contiguous()
+def _prepared(image_shw: Floats, sides: tuple[int, ...], preprocessing: Preprocessing) -> Tensor:
+    """Network input (b, 1, h, w) of these slices, or (1, 1, s, h, w) of this volume's middle."""
+    image = torch.from_numpy(np.ascontiguousarray(image_shw))
+    if preprocessing.patch is not None:
+        return _middle(image, (sides[0], sides[1], sides[2]), preprocessing, preprocessing.patch)
+    size_hw = (sides[0], sides[1])
+    resized = resize_images(image.unsqueeze(1), size_hw, preprocessing.image_interpolation)
+    return resized.contiguous()
+
+
+def _middle(image_shw: Tensor, size_shw: Shape, rule: Preprocessing, patch: PatchRule) -> Tensor:
+    shape = scaled_shape(image_shw.shape, patch)
+    scaled = resize_volume(image_shw[None, None], shape, rule.image_interpolation)[0, 0]
+    padded, _ = pad_to(scaled, size_shw)
+    starts = [(side - size) // 2 for side, size in zip(padded.shape, size_shw, strict=True)]
+    s, h, w = (slice(at, at + size) for at, size in zip(starts, size_shw, strict=True))
+    return padded[s, h, w].contiguous()[None, None]
