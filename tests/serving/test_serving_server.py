@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -11,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from sssflow.contracts.model_repository import REPOSITORY_FILE, ModelRepository
 from sssflow.errors import DataError, UnavailableError, UsageError
 from sssflow.serving import local_triton
 from sssflow.serving.client import TritonClient
 from sssflow.serving.config import ClientConfig
 from sssflow.serving.local_triton import ADMIN_HEADER, ServerState, down, ready_models, status
+from sssflow.storage.contracts import load_contract, save_contract
+from sssflow.storage.digest import reference
 
 Start = Callable[..., ServerState]
 
@@ -35,23 +37,45 @@ def test_a_started_server_is_ready_and_a_stopped_one_is_gone(
     assert "segmenter" in (tmp_path / "state" / "server.log").read_text("utf-8")
 
 
-@pytest.mark.parametrize("kind", ["graph", "config", "missing"])
-def test_a_broken_repository_ends_the_start_within_a_minute_with_the_reason(
+def describe_again(live: Path) -> None:
+    """Give `repository.json` the digests of the files as they are now."""
+    described = load_contract(ModelRepository, live / REPOSITORY_FILE)
+    models = tuple(
+        model.model_copy(
+            update={
+                "files": tuple(reference(live / ref.uri, base=live) for ref in model.files),
+            }
+        )
+        for model in described.models
+    )
+    save_contract(described.model_copy(update={"models": models}), live / REPOSITORY_FILE)
+
+
+@pytest.mark.parametrize("kind", ["graph", "config"])
+def test_a_model_that_does_not_load_ends_the_start_with_its_name(
     own_server: Start, tmp_path: Path, kind: str
 ) -> None:
     model = tmp_path / "live" / "segmenter_net"
-    if kind == "graph":
-        (model / "1" / "model.onnx").write_bytes(b"not a graph")
-    elif kind == "config":
-        (model / "config.pbtxt").write_text("nonsense {")
-    else:
-        (model / "1" / "model.py").unlink()
-    start = time.monotonic()
+    broken = model / "1" / "model.onnx" if kind == "graph" else model / "config.pbtxt"
+    broken.write_bytes(b"nonsense {")
+    describe_again(tmp_path / "live")
     with pytest.raises(DataError, match="did not start") as caught:
         own_server()
-    assert time.monotonic() - start < 60
     assert "segmenter_net" in caught.value.found
     assert status(tmp_path / "state") is None
+
+
+def test_a_missing_or_changed_file_is_refused_before_the_server_starts(
+    own_server: Start, tmp_path: Path
+) -> None:
+    file = tmp_path / "live" / "segmenter_net" / "1" / "model.py"
+    file.write_text(file.read_text("utf-8") + "#", "utf-8")
+    with pytest.raises(DataError, match="another size"):
+        own_server()
+    file.unlink()
+    with pytest.raises(DataError, match="missing"):
+        own_server()
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_folder_without_a_repository_is_refused(triton_environment, tmp_path: Path) -> None:

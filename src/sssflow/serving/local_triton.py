@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from sssflow.errors import DataError, UnavailableError, UsageError
 from sssflow.serving.environment import TritonEnvironment
 from sssflow.storage.atomic import disk_errors
 from sssflow.storage.contracts import load_contract, save_contract
+from sssflow.storage.digest import verified_path
 
 _LOG = logging.getLogger(__name__)
 STATE_FILE = "server.json"
@@ -109,11 +111,16 @@ def up(
         timeout_s: How long models may take to load.
 
     Raises:
-        DataError: The repository cannot be read, or a model of it does not load.
+        DataError: The repository cannot be read, a file of it is missing or changed, or a model
+            of it does not load.
         UsageError: A server of this state folder is running already.
         UnavailableError: The server is not ready in time; it was stopped.
     """
     described = load_contract(ModelRepository, repository / REPOSITORY_FILE)
+    # Triton waits for ever for a Python model whose file is missing.
+    for model in described.models:
+        for ref in model.files:
+            verified_path(ref, base=repository)
     if status(state) is not None:
         raise UsageError("A server is running already.", where=state, action="Stop it first.")
     models = tuple(model.name for model in described.models)
@@ -265,7 +272,7 @@ def _wait_ready(
 def _reason(log: Path) -> str:
     """The server's own last words on what failed."""
     lines = log.read_text("utf-8", errors="replace").splitlines()
-    told = [line for line in lines if line.startswith("error:") or "failed to load" in line]
+    told = [line for line in lines if re.match(r"error:|E\d{4} ", line)]
     return " ".join(told)[-800:]
 
 
