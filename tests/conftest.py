@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from tools.go_tool import GoTool, ToolUnavailableError
 from tools.helm import HELM
+
+from s3_server import ACCESS_KEY, REGION, SECRET_KEY, Server, s3_server
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -105,3 +108,23 @@ def _tool_or_skip(tool: GoTool) -> Path:
         return tool.path()
     except ToolUnavailableError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def server(versitygw: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running S3 server with the bucket `bucket`."""
+    with s3_server(versitygw, tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture
+def s3_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's keys in the environment, and nothing of the machine's own set-up."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")

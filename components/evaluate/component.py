@@ -58,9 +58,9 @@ def evaluate(
                 "config": config.digest(),
                 "dataset": manifest.digest,
                 "runs": " ".join(record.digest for record, _ in runs),
-                # Stored folders are named by content, so their paths stand for it.
-                "prompts": " ".join(map(str, scored_prompts)),
-                "masks": " ".join(map(str, scored_masks)),
+                # Stored folders are named by content, so their names stand for it.
+                "prompts": " ".join(path.parent.name for path in scored_prompts),
+                "masks": " ".join(path.parent.name for path in scored_masks),
             }
         )
         summary_path = out / "evaluation.json"

@@ -19,7 +19,7 @@ def ingest(
 
     Args:
         config_json: The whole experiment as JSON; the sections ingest and phantoms are used.
-        source: Folder of scans, or empty for phantoms.
+        source: Scans: a folder, `file://` or `s3://`; empty for phantoms.
         source_digest: Digest of the scans, for the cache; empty: names, sizes and times count.
         store_uri: Root of the store that results go to.
         dataset: Pointer to the DatasetManifest, for the lineage view.
@@ -27,25 +27,25 @@ def ingest(
     Returns:
         Pointer to the DatasetManifest.
     """
-    from pathlib import Path
-
     from sssflow.contracts.dataset import DatasetManifest
     from sssflow.experiment import parse_experiment
-    from sssflow.pipeline.store import source_fingerprint
+    from sssflow.pipeline.store import bring_scans, source_fingerprint
     from sssflow.pipeline.task import component_task
 
     with component_task("ingest", "", store_uri) as task:
         config = parse_experiment(config_json)
         if source:
-            scans = Path(source)
-            fingerprint = source_digest or source_fingerprint(scans)
+            fingerprint = source_digest or source_fingerprint(source)
+            scans = task.folder({"source": fingerprint})
         else:
             phantoms = config.require_phantoms()
             fingerprint = phantoms.digest()
             scans = task.folder({"phantoms": fingerprint})
         out = task.folder({"config": config.ingest.digest(), "source": fingerprint})
         if not task.has(DatasetManifest, out / "manifest.json"):
-            if not source:
+            if source:
+                scans = bring_scans(source, scans)
+            else:
                 from sssflow.ingest.phantoms import stage as phantoms_stage
 
                 phantoms_stage.run(phantoms, scans)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -17,17 +20,25 @@ import sssflow
 from sssflow.contracts.base import Contract, Sha256
 from sssflow.contracts.pointer import Pointer
 from sssflow.errors import DataError, UsageError
+from sssflow.pipeline.mirror import Mirror
+from sssflow.storage.cache import FileCache
 from sssflow.storage.contracts import load_contract
 from sssflow.storage.digest import sha256_bytes
+from sssflow.storage.places import TREE_FILE, open_place, pull_tree, read_tree
 from sssflow.storage.uri import to_path
 
 K = TypeVar("K", bound=Contract)
 
 _KEY_LENGTH = 24
+_CACHE_BYTES = 32 << 30
+_LOG = logging.getLogger(__name__)
 
 
 class Store:
-    """Folders of results below `uri` (a path or `file://`).
+    """Folders of results below `uri` (a path, `file://` or `s3://`).
+
+    A store in S3 is worked on in a temporary folder of this process: inputs are brought there when
+    they are read, a result is carried to S3 when it is finished (see `Mirror`).
 
     Args:
         uri: Root of the store; made when the first result is written.
@@ -42,8 +53,22 @@ class Store:
                 expected="a folder or a file:// address",
                 found="nothing",
             )
-        self.root = to_path(uri).absolute()
         self._program = program
+        self._mirror: Mirror | None = None
+        if uri.startswith("s3://"):
+            self.root = Path(tempfile.mkdtemp(prefix="sssflow-store-"))
+            cache = FileCache(
+                Path(tempfile.gettempdir()) / "sssflow-cache", bound_bytes=_CACHE_BYTES
+            )
+            self._mirror = Mirror(open_place(uri), self.root, finished=open_place(uri, cache=cache))
+        else:
+            self.root = to_path(uri).absolute()
+
+    def close(self) -> None:
+        """Carry over what is unfinished, and remove the temporary folder of a store in S3."""
+        if self._mirror is not None:
+            self._mirror.abandon()
+            shutil.rmtree(self.root, ignore_errors=True)
 
     def folder(self, stage: str, inputs: Mapping[str, str]) -> Path:
         """The folder of the result that `stage` makes from `inputs` (name to digest or text)."""
@@ -52,21 +77,77 @@ class Store:
         )
         return self.root / stage / sha256_bytes(text.encode())[:_KEY_LENGTH]
 
+    def bring(self, folder: Path) -> None:
+        """Bring a result of `folder` from S3, or what an interrupted task left of it.
 
-def write_pointer(contract: Contract, path: Path) -> str:
-    """Pointer JSON (one line) to a contract that lies at `path`."""
-    pointer = Pointer(uri=path.absolute().as_uri(), content_digest=contract.digest)
+        A published result that has changed since is passed over, and made again.
+        """
+        if self._mirror is None:
+            return
+        try:
+            if self._mirror.bring(folder):
+                return
+        except DataError as error:
+            _LOG.warning("The published result cannot be used and is made again.\n%s", error)
+        self._mirror.bring_partial(folder)
+
+    def begin(self, folder: Path) -> None:
+        """Keep what the stage makes in `folder` safe while it works."""
+        if self._mirror is not None:
+            self._mirror.begin(folder)
+
+    def finish(self, folder: Path) -> None:
+        """Publish `folder`."""
+        if self._mirror is not None:
+            self._mirror.finish(folder)
+
+    def pointer(self, contract: Contract, path: Path) -> str:
+        """Pointer JSON (one line) to a contract that lies at `path` in this store."""
+        return write_pointer(contract, path, address=self.address(path))
+
+    def address(self, path: Path) -> str:
+        """Address of `path` for readers elsewhere."""
+        return path.absolute().as_uri() if self._mirror is None else self._mirror.address(path)
+
+    def follow(self, kind: type[K], text: str) -> tuple[K, Path]:
+        """`follow_pointer`, for results of a store in S3 too."""
+        return follow_pointer(kind, text, locate=self._located)
+
+    def _located(self, address: str) -> Path:
+        path = None if self._mirror is None else self._mirror.path(address)
+        if path is None or self._mirror is None:
+            return to_path(address)
+        folder = self.root.joinpath(*path.relative_to(self.root).parts[:2])
+        if not self._mirror.bring(folder):
+            raise DataError(
+                "A result that was handed on is not in the store.",
+                where=address,
+                action="Run the pipeline again without its cache; someone may have deleted it.",
+            )
+        return path
+
+
+def write_pointer(contract: Contract, path: Path, *, address: str = "") -> str:
+    """Pointer JSON (one line) to a contract that lies at `path`, for readers at `address`."""
+    pointer = Pointer(uri=address or path.absolute().as_uri(), content_digest=contract.digest)
     return json.dumps(json.loads(pointer.to_json()), sort_keys=True, separators=(",", ":"))
 
 
-def follow_pointer(kind: type[K], text: str) -> tuple[K, Path]:
+def follow_pointer(
+    kind: type[K], text: str, *, locate: Callable[[str], Path] = to_path
+) -> tuple[K, Path]:
     """Read the contract that a pointer names, and where it lies.
+
+    Args:
+        kind: Class of the contract.
+        text: The pointer.
+        locate: From its address to a path of this machine.
 
     Raises:
         DataError: The pointer or the contract cannot be read, or the contract has changed.
     """
     pointer = Pointer.from_json(text, where=f"pointer to a {kind.schema_name}")
-    path = to_path(pointer.uri)
+    path = locate(pointer.uri)
     contract = load_contract(kind, path)
     if contract.digest != pointer.content_digest:
         raise DataError(
@@ -79,12 +160,47 @@ def follow_pointer(kind: type[K], text: str) -> tuple[K, Path]:
     return contract, path
 
 
-def source_fingerprint(source: Path) -> Sha256:
-    """Digest over name, size and time of every file below `source`, without reading them.
+def bring_scans(source: str, folder: Path) -> Path:
+    """A local folder with the scans at `source`: itself, or a verified copy of those in S3.
+
+    Raises:
+        DataError: `s3://` scans without a manifest, or with a file that has changed.
+        UnavailableError: The store cannot be used now.
+    """
+    if not source.startswith("s3://"):
+        return to_path(source)
+    if pull_tree(open_place(source), folder) is None:
+        raise _without_manifest(source)
+    return folder
+
+
+def source_fingerprint(source: str) -> Sha256:
+    """Digest over the scans at `source`, without reading them all.
+
+    Of a folder: names, sizes and times. Of scans in S3: their manifest, which holds the digest of
+    every file.
 
     Raises:
         DataError: `source` does not exist.
     """
+    if source.startswith("s3://"):
+        tree = read_tree(open_place(source))
+        if tree is None:
+            raise _without_manifest(source)
+        return tree.digest
+    return _folder_fingerprint(to_path(source))
+
+
+def _without_manifest(source: str) -> DataError:
+    return DataError(
+        "There are no published scans at this address.",
+        where=source,
+        expected=TREE_FILE,
+        action="Copy them there with `sssflow data push FOLDER ADDRESS`.",
+    )
+
+
+def _folder_fingerprint(source: Path) -> Sha256:
     if not source.exists():
         raise DataError(
             "The folder of scans does not exist.",

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from sssflow.contracts.base import Contract
 from sssflow.errors import DataError, InternalError, InterruptedRun, SssflowError
 from sssflow.pipeline.events import EventLog, stop_requested
-from sssflow.pipeline.store import Store, follow_pointer, program_digest, write_pointer
+from sssflow.pipeline.store import Store, program_digest
 from sssflow.storage.atomic import disk_errors
 from sssflow.storage.contracts import load_contract
 from sssflow.storage.digest import sha256_file
@@ -66,15 +66,20 @@ class Task:
 
     def read(self, kind: type[K], pointer: str) -> tuple[K, Path]:
         """The contract that an input points to, checked by digest, and its path."""
-        return follow_pointer(kind, pointer)
+        return self._store.follow(kind, pointer)
 
     def read_all(self, kind: type[K], pointers: Sequence[str]) -> list[tuple[K, Path]]:
         """`read` for each pointer."""
-        return [follow_pointer(kind, pointer) for pointer in pointers]
+        return [self.read(kind, pointer) for pointer in pointers]
 
     def folder(self, inputs: Mapping[str, str]) -> Path:
-        """Folder of this task's result; `inputs` are the digests of all that decides it."""
-        return self._store.folder(self._name, inputs)
+        """Folder of this task's result; `inputs` are the digests of all that decides it.
+
+        It holds what earlier tries have left: all of the result, or a part that the stage takes up.
+        """
+        folder = self._store.folder(self._name, inputs)
+        self._store.bring(folder)
+        return folder
 
     def file_digest(self, path: str | None) -> str:
         """SHA-256 of a file that a setting names by path; empty without one.
@@ -100,12 +105,14 @@ class Task:
     def has(self, kind: type[Contract], path: Path) -> bool:
         """Whether an earlier run finished this very result (its contract is written last).
 
-        A contract that cannot be read counts as absent: the stage writes it again.
+        A contract that cannot be read counts as absent: the stage writes it again. If the answer is
+        no, the folder of `path` is kept safe from then on.
         """
         try:
             load_contract(kind, path)
         except DataError:
             self._reused = False
+            self._store.begin(path.parent)
             return False
         _logger.info("The result is there already: %s", path)
         self._reused = True
@@ -122,12 +129,18 @@ class Task:
                 "A stage ended without its result.", where=path, expected=kind.schema_name
             )
         contract = load_contract(kind, path)
-        pointer = write_pointer(contract, path)
+        if not self._reused:
+            self._store.finish(path.parent)
+        pointer = self._store.pointer(contract, path)
         if artifact is not None:
             Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
             Path(artifact.path).write_text(pointer + "\n", encoding="utf-8")
             artifact.metadata.update(
-                {"kind": kind.schema_name, "digest": contract.digest, "at": path.as_uri()}
+                {
+                    "kind": kind.schema_name,
+                    "digest": contract.digest,
+                    "at": self._store.address(path),
+                }
             )
         self.finish(str(path))
         return pointer
@@ -159,7 +172,7 @@ def component_task(name: str, label: str, store_uri: str) -> Iterator[Task]:
     except SssflowError as error:
         _fail(error, None)
     events = EventLog(store.root, name, label)
-    with _exit_on_failure(name, label, events), disk_errors(store.root):
+    with contextlib.closing(store), _exit_on_failure(name, label, events), disk_errors(store.root):
         if stop_requested(store.root):
             raise InterruptedRun("The task did not begin: the run is being stopped.")
         events.write("started")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 
 from sssflow.contracts.base import ObjectRef
@@ -168,26 +167,29 @@ def open_place(uri: str, *, s3: S3Config | None = None, cache: FileCache | None 
     return FilePlace(to_path(uri))
 
 
-def push_tree(
-    folder: Path, place: Place, *, skip: Sequence[str] = (), manifest: str = TREE_FILE
-) -> FileTree:
-    """Copy a folder's files to a place, then its manifest. Files that are there stay.
+def carried_files(folder: Path) -> list[Path]:
+    """The files of a folder that travel: no hidden one (temporary, lock), no link; sorted."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not path.is_symlink()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
 
-    Args:
-        folder: What to copy. Hidden files (temporary ones, locks) and links are left out.
-        place: Where to.
-        skip: Names of entries of `folder` itself that are left out.
-        manifest: Name of the manifest.
+
+def push_tree(folder: Path, place: Place) -> FileTree:
+    """Copy a folder's files to a place, then its manifest. Equal files that are there stay.
+
+    Hidden files and links are left out.
     """
-    refs = []
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") for part in parts)
-        if hidden or parts[0] in (*skip, manifest) or path.is_symlink() or not path.is_file():
-            continue
-        refs.append(place.put_file(path, path.relative_to(folder).as_posix()))
+    refs = [
+        place.put_file(path, path.relative_to(folder).as_posix())
+        for path in carried_files(folder)
+        if path != folder / TREE_FILE
+    ]
     tree = FileTree(files=tuple(sorted(refs, key=lambda ref: ref.uri)))
-    place.put_bytes(manifest, tree.to_json().encode())
+    place.put_bytes(TREE_FILE, tree.to_json().encode())
     return tree
 
 
@@ -197,12 +199,12 @@ def read_tree(place: Place, *, manifest: str = TREE_FILE) -> FileTree | None:
     return None if data is None else FileTree.from_json(data, where=f"{place.uri}/{manifest}")
 
 
-def pull_tree(place: Place, folder: Path, *, manifest: str = TREE_FILE) -> FileTree | None:
+def pull_tree(place: Place, folder: Path) -> FileTree | None:
     """Bring a published tree into `folder`, every file verified; None if there is none.
 
     Files that are there with the right digest are not fetched. A kill leaves whole files only.
     """
-    tree = read_tree(place, manifest=manifest)
+    tree = read_tree(place)
     if tree is None:
         return None
     for ref in tree.files:

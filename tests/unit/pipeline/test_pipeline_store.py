@@ -88,21 +88,21 @@ def test_the_fingerprint_of_scans_sees_names_sizes_and_times(tmp_path: Path) -> 
     scan = scans / "p1" / "image.nii"
     scan.write_bytes(b"12")
     os.utime(scan, ns=(1, 1))
-    seen = {source_fingerprint(scans)}
+    seen = {source_fingerprint(str(scans))}
     os.utime(scan, ns=(2, 2))
-    seen.add(source_fingerprint(scans))
+    seen.add(source_fingerprint(str(scans)))
     scan.write_bytes(b"123")
     os.utime(scan, ns=(2, 2))
-    seen.add(source_fingerprint(scans))
+    seen.add(source_fingerprint(str(scans)))
     scan.rename(scans / "p1" / "other.nii")
-    seen.add(source_fingerprint(scans))
+    seen.add(source_fingerprint(str(scans)))
     assert len(seen) == 4
-    assert source_fingerprint(scans) in seen
+    assert source_fingerprint(str(scans)) in seen
 
 
 def test_scans_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        source_fingerprint(tmp_path / "none")
+        source_fingerprint(str(tmp_path / "none"))
 
 
 def test_the_program_has_one_digest() -> None:

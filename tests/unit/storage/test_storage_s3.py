@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from s3_server import SECRET_KEY, Faults, Server, fault_proxy, free_port, raw_client
 
+from s3_server import SECRET_KEY, Faults, Server, fault_proxy, free_port, raw_client
 from sssflow.contracts.base import ObjectRef
 from sssflow.errors import DataError, SssflowError, UnavailableError, UsageError
 from sssflow.storage.s3 import S3Store
@@ -304,7 +304,7 @@ def test_a_deadline_ends_an_operation_between_attempts(server: Server, connect: 
     assert "too slow" in late.what
 
 
-def test_an_endpoint_that_is_not_amazons_is_reached_by_path(credentials: None) -> None:
+def test_an_endpoint_that_is_not_amazons_is_reached_by_path(s3_keys: None) -> None:
     own = S3Store(S3Config(endpoint_url="http://store.local", region="us-east-1"))
     theirs = S3Store(S3Config(region="eu-west-1"))
     assert own._calls.client.meta.config.s3["addressing_style"] == "path"

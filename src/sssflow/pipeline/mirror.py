@@ -1,0 +1,166 @@
+"""A store that lies in S3: its folders brought here, and what is made here carried there.
+
+Results are published whole, by a manifest that is written last. A folder in work is carried over
+from time to time under another manifest, so that a task whose pod was killed goes on in the next
+pod from the newest checkpoint or the last finished case, not from the beginning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from pathlib import Path
+
+from sssflow.contracts.base import ObjectRef
+from sssflow.contracts.tree import FileTree
+from sssflow.errors import DataError, SssflowError
+from sssflow.storage.places import Place, carried_files, pull_tree, push_tree, read_tree
+from sssflow.storage.uri import resolve
+
+PARTIAL_FILE = "PARTIAL.json"
+_PERIOD_S = 30.0
+_LOG = logging.getLogger(__name__)
+
+
+class Mirror:
+    """Folders of one store, between a place and this machine.
+
+    Args:
+        place: Where the store lies.
+        root: Folder that stands for it here.
+        finished: The same place with a cache; None: `place`. Files of unfinished folders change,
+            and a cache hands out links to one copy, so that they never go through it.
+        period_s: Time between two looks at a folder in work.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        root: Path,
+        *,
+        finished: Place | None = None,
+        period_s: float = _PERIOD_S,
+    ) -> None:
+        self._place = place
+        self._finished = finished or place
+        self._root = root
+        self._period_s = period_s
+        self._here: set[Path] = set()
+        self._work: _Work | None = None
+
+    def bring(self, folder: Path) -> bool:
+        """Bring a finished result here, once; False if the store has none.
+
+        Raises:
+            DataError: A file of the result has changed or is missing.
+            UnavailableError: The store cannot be used now.
+        """
+        if folder in self._here:
+            return True
+        if pull_tree(self._of(folder, self._finished), folder) is None:
+            return False
+        self._here.add(folder)
+        return True
+
+    def bring_partial(self, folder: Path) -> None:
+        """Bring what a killed task had carried over of a folder.
+
+        A file that does not fit its digest was being replaced at that moment; it is left out, and
+        the stage makes it again.
+        """
+        place = self._of(folder)
+        tree = read_tree(place, manifest=PARTIAL_FILE)
+        for ref in () if tree is None else tree.files:
+            try:
+                place.get_file(ref, resolve(ref.uri, base=folder))
+            except DataError as error:
+                _LOG.warning("%s was not brought back: %s", ref.uri, error.what)
+        if tree is not None:
+            _LOG.info("brought back %d files of an interrupted task", len(tree.files))
+
+    def begin(self, folder: Path) -> None:
+        """Carry the folder over from time to time until `finish` or `abandon`."""
+        self.abandon()
+        self._work = _Work(self._of(folder), folder, self._period_s)
+        self._work.start()
+
+    def finish(self, folder: Path) -> None:
+        """Publish a finished folder, and forget what was carried over before."""
+        if self._work is not None:
+            self._work.stop()
+            self._work = None
+        place = self._of(folder)
+        partial = read_tree(place, manifest=PARTIAL_FILE)
+        tree = push_tree(folder, place)
+        if partial is not None:
+            for name in sorted({ref.uri for ref in partial.files} - {r.uri for r in tree.files}):
+                place.delete(name)
+            place.delete(PARTIAL_FILE)
+        self._here.add(folder)
+
+    def abandon(self) -> None:
+        """Carry over what there is, for the next try; a failure to do so is told, not raised."""
+        if self._work is not None:
+            self._work.stop()
+            self._work.carry()
+            self._work = None
+
+    def address(self, path: Path) -> str:
+        """The address in the store of a path here."""
+        return f"{self._place.uri}/{path.relative_to(self._root).as_posix()}"
+
+    def path(self, address: str) -> Path | None:
+        """The path here of an address in the store; None for another store's address."""
+        prefix = f"{self._place.uri}/"
+        if not address.startswith(prefix):
+            return None
+        return resolve(address.removeprefix(prefix), base=self._root)
+
+    def _of(self, folder: Path, place: Place | None = None) -> Place:
+        return (place or self._place).child(folder.relative_to(self._root).as_posix())
+
+
+class _Work:
+    """The thread that carries one folder over."""
+
+    def __init__(self, place: Place, folder: Path, period_s: float) -> None:
+        self._place = place
+        self._folder = folder
+        self._period_s = period_s
+        self._stopped = threading.Event()
+        self._seen: dict[str, tuple[tuple[int, int], ObjectRef]] = {}
+        self._thread = threading.Thread(target=self._run, name="sssflow-mirror", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._period_s):
+            self.carry()
+
+    def carry(self) -> None:
+        """One look: send what is new or has changed, then the manifest."""
+        try:
+            # A file may be replaced or deleted while it is read: then the next look is for it.
+            with contextlib.suppress(FileNotFoundError):
+                self._carry()
+        except SssflowError as error:
+            _LOG.warning("The interim state could not be carried to the store: %s", error.what)
+
+    def _carry(self) -> None:
+        now: dict[str, tuple[tuple[int, int], ObjectRef]] = {}
+        for path in carried_files(self._folder):
+            name, facts = path.relative_to(self._folder).as_posix(), path.stat()
+            mark = (facts.st_size, facts.st_mtime_ns)
+            before = self._seen.get(name)
+            same = before is not None and before[0] == mark
+            now[name] = before if same and before else (mark, self._place.put_file(path, name))
+        if now and now != self._seen:
+            tree = FileTree(files=tuple(ref for _, (_, ref) in sorted(now.items())))
+            self._place.put_bytes(PARTIAL_FILE, tree.to_json().encode())
+            self._seen = now

@@ -1,0 +1,168 @@
+"""A store in S3: results published whole, unfinished work taken up by the next process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from s3_server import Server, raw_client
+from sssflow.contracts.dataset import DatasetManifest
+from sssflow.errors import DataError, InterruptedRun
+from sssflow.pipeline.mirror import PARTIAL_FILE, Mirror
+from sssflow.pipeline.store import Store, bring_scans, source_fingerprint
+from sssflow.pipeline.task import component_task
+from sssflow.storage.contracts import save_contract
+from sssflow.storage.places import TREE_FILE, FilePlace, open_place, push_tree
+
+PROGRAM = "a" * 64
+
+
+@pytest.fixture
+def uri(
+    server: Server, s3_keys: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Address of a fresh store; temporary folders lie below the test's own."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    yield f"s3://bucket/stores/{tmp_path.name}"
+    left = [p.name for p in (tmp_path / "tmp").iterdir()]
+    assert left in ([], ["sssflow-cache"]), "a temporary folder was left behind"
+
+
+def keys(server: Server, uri: str) -> list[str]:
+    prefix = uri.removeprefix("s3://bucket/") + "/"
+    found = raw_client(server.url).list_objects_v2(Bucket="bucket", Prefix=prefix)
+    return sorted(entry["Key"].removeprefix(prefix) for entry in found.get("Contents", ()))
+
+
+def test_a_result_of_one_task_is_found_and_verified_by_the_next(
+    uri: str, manifest: DatasetManifest, server: Server
+) -> None:
+    inputs = {"config": "1"}
+    with component_task("ingest", "", uri) as task:
+        out = task.folder(inputs)
+        assert not task.has(DatasetManifest, out / "manifest.json")
+        out.joinpath("images").mkdir(parents=True)
+        out.joinpath("images", "a").write_bytes(b"pixels")
+        save_contract(manifest, out / "manifest.json")
+        pointer = task.publish(DatasetManifest, out / "manifest.json")
+    assert f"{uri}/ingest/" in pointer
+    assert [k.split("/", 2)[2] for k in keys(server, uri)] == [
+        TREE_FILE,
+        "images/a",
+        "manifest.json",
+    ]
+
+    with component_task("train", "", uri) as task:
+        found, path = task.read(DatasetManifest, pointer)
+        assert found == manifest
+        assert (path.parent / "images" / "a").read_bytes() == b"pixels"
+    with component_task("ingest", "", uri) as task:
+        out = task.folder(inputs)
+        assert task.has(DatasetManifest, out / "manifest.json")
+        assert task.publish(DatasetManifest, out / "manifest.json") == pointer
+
+
+def test_what_an_interrupted_task_had_done_is_there_for_its_next_try(
+    uri: str, manifest: DatasetManifest, server: Server
+) -> None:
+    def work() -> None:
+        with component_task("train", "", uri) as task:
+            out = task.folder({"config": "1"})
+            assert not task.has(DatasetManifest, out / "manifest.json")
+            if not (out / "checkpoint").exists():
+                out.mkdir(parents=True, exist_ok=True)
+                (out / "checkpoint").write_text("step 7")
+                (out / ".lock").write_text("")
+                raise InterruptedRun("stopped in the middle")
+            assert (out / "checkpoint").read_text() == "step 7"
+            (out / "checkpoint").unlink()
+            save_contract(manifest, out / "manifest.json")
+            task.publish(DatasetManifest, out / "manifest.json")
+
+    with pytest.raises(SystemExit) as stopped:
+        work()
+    assert stopped.value.code == 75
+    assert [k.split("/")[-1] for k in keys(server, uri)] == [PARTIAL_FILE, "checkpoint"]
+    work()
+    assert [k.split("/")[-1] for k in keys(server, uri)] == [TREE_FILE, "manifest.json"]
+
+
+def test_a_folder_in_work_is_carried_over_without_being_asked(tmp_path: Path) -> None:
+    place, root = FilePlace(tmp_path / "store"), tmp_path / "here"
+    mirror = Mirror(place, root, period_s=0.02)
+    (root / "train" / "k").mkdir(parents=True)
+    mirror.begin(root / "train" / "k")
+    (root / "train" / "k" / "step_1").write_text("1")
+    for _ in range(500):
+        if place.child("train/k").get_bytes(PARTIAL_FILE):
+            break
+        time.sleep(0.02)
+    other = Mirror(place, tmp_path / "elsewhere")
+    other.bring_partial(tmp_path / "elsewhere" / "train" / "k")
+    assert (tmp_path / "elsewhere" / "train" / "k" / "step_1").read_text() == "1"
+    mirror.abandon()
+
+
+def test_a_file_that_was_replaced_after_the_last_look_is_left_out(tmp_path: Path) -> None:
+    place, root = FilePlace(tmp_path / "store"), tmp_path / "here"
+    mirror = Mirror(place, root, period_s=60)
+    (root / "train" / "k").mkdir(parents=True)
+    for name in ("a", "b"):
+        (root / "train" / "k" / name).write_text(name)
+    mirror.begin(root / "train" / "k")
+    mirror.abandon()
+    place.child("train/k").put_bytes("b", b"newer")
+    other = Mirror(place, tmp_path / "elsewhere")
+    other.bring_partial(tmp_path / "elsewhere" / "train" / "k")
+    assert [p.name for p in (tmp_path / "elsewhere" / "train" / "k").iterdir()] == ["a"]
+
+
+def test_a_published_result_that_was_spoilt_is_made_again(
+    uri: str, manifest: DatasetManifest
+) -> None:
+    for expected in (False, False):
+        with component_task("ingest", "", uri) as task:
+            out = task.folder({"config": "1"})
+            assert task.has(DatasetManifest, out / "manifest.json") is expected
+            save_contract(manifest, out / "manifest.json")
+            pointer = task.publish(DatasetManifest, out / "manifest.json")
+        key = pointer.split(uri)[1].split('"')[0].lstrip("/")
+        open_place(uri).put_bytes(key, b"spoilt")
+
+
+def test_a_pointer_to_a_deleted_result_says_so(
+    uri: str, manifest: DatasetManifest, server: Server
+) -> None:
+    with component_task("ingest", "", uri) as task:
+        out = task.folder({"config": "1"})
+        assert not task.has(DatasetManifest, out / "manifest.json")
+        save_contract(manifest, out / "manifest.json")
+        pointer = task.publish(DatasetManifest, out / "manifest.json")
+    for key in keys(server, uri):
+        open_place(uri).delete(key)
+    store = Store(uri, program=PROGRAM)
+    with pytest.raises(DataError, match="not in the store"):
+        store.follow(DatasetManifest, pointer)
+    store.close()
+
+
+def test_scans_in_s3_are_known_by_the_digest_of_every_file(uri: str, tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "a.nii").write_bytes(b"one")
+    place = open_place(f"{uri}/scans")
+    with pytest.raises(DataError, match="no published scans"):
+        source_fingerprint(f"{uri}/scans")
+    first = push_tree(scans, place).digest
+    assert source_fingerprint(f"{uri}/scans") == first
+    (scans / "a.nii").write_bytes(b"two")
+    push_tree(scans, place)
+    assert source_fingerprint(f"{uri}/scans") != first
+    brought = bring_scans(f"{uri}/scans", tmp_path / "brought")
+    assert (brought / "a.nii").read_bytes() == b"two"
+    assert bring_scans(scans.as_uri(), tmp_path / "unused") == scans
