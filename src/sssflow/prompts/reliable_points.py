@@ -13,6 +13,7 @@ Letters: p points, d axes in array order.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import cc3d
 import numpy as np
@@ -83,7 +84,7 @@ def largest_piece(mask: Mask) -> Mask:
     Raises:
         ValueError: The mask is empty.
     """
-    connectivity = 8 if mask.ndim == 2 else 26
+    connectivity: Literal[8, 26] = 8 if mask.ndim == 2 else 26
     pieces = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=connectivity)
     sizes = np.bincount(pieces.ravel())
     if sizes.size < 2:

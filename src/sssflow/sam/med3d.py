@@ -151,7 +151,8 @@ class Block(nn.Module):
         split = split.permute(0, 1, 3, 5, 2, 4, 6, 7)
         out = self.attn(split.reshape(-1, size, size, size, c)).view(split.shape)
         joined = out.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(padded.shape)
-        return joined[:, :side, :side, :side]
+        cut: Tensor = joined[:, :side, :side, :side]
+        return cut
 
 
 class _PatchEmbed(nn.Module):
@@ -234,7 +235,7 @@ class PromptEncoder(nn.Module):
     def clicks(self, points_np3: Tensor, labels_np: Tensor) -> Tensor:
         """(n, p + 1, c): one token per click (label 1 inside, 0 outside) and one for "no more"."""
         code = self.pe_layer((points_np3 + 0.5) / self.input_size)
-        both = torch.cat([e.weight for e in self.point_embeddings])
+        both = torch.cat([*self.point_embeddings.parameters()])
         end = self.not_a_point_embed.weight.expand(len(code), 1, -1)
         return torch.cat([code + both[labels_np], end], dim=1)
 

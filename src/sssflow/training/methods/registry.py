@@ -31,7 +31,7 @@ METHODS: dict[str, type[Method]] = {
     "unimatch_v2": UniMatchV2,
     "bcp": Bcp,
     "dan": Dan,
-    "semisam": SemiSam,
+    "semisam": SemiSam,  # type: ignore[type-abstract]  # builds the subclass on its base
     "sss": Sss,
     "sss_in_loop": SssInLoop,
 }

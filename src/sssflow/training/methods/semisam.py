@@ -7,7 +7,7 @@ confidence-aware regularisation. Where the released code differs from the papers
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class SemiSam(Method):
 
     def __new__(cls, student: SegmentationNet, config: TrainConfig) -> Self:
         """An instance of the subclass on `semisam.base`."""
-        return super().__new__(_BASES[config.semisam.base])  # type: ignore[type-var]
+        return cast(Self, super().__new__(_BASES[config.semisam.base]))
 
     @property
     def warnings(self) -> tuple[str, ...]:
