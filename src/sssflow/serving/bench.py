@@ -76,16 +76,7 @@ def run(
         UsageError: The repository has no such model.
         UnavailableError: The server cannot be reached.
     """
-    described = load_contract(ModelRepository, repository / REPOSITORY_FILE)
-    try:
-        served = described.model(model)
-    except KeyError:
-        raise UsageError(
-            "The repository has no such model.",
-            where=repository,
-            expected=" | ".join(m.name for m in described.models),
-            found=model,
-        ) from None
+    served = _model_of(repository, model)
     inputs = sample_inputs(served)
     outputs = [tensor.name for tensor in served.outputs if not tensor.name.startswith("all_")]
     client.wait_ready([model])
@@ -107,6 +98,19 @@ def run(
         batch=batch,
         queue_ratio=ratio,
     )
+
+
+def _model_of(repository: Path, model: str) -> ServedModel:
+    described = load_contract(ModelRepository, repository / REPOSITORY_FILE)
+    try:
+        return described.model(model)
+    except KeyError:
+        raise UsageError(
+            "The repository has no such model.",
+            where=repository,
+            expected=" | ".join(m.name for m in described.models),
+            found=model,
+        ) from None
 
 
 def closed_loop(

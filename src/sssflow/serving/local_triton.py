@@ -116,28 +116,12 @@ def up(
         UsageError: A server of this state folder is running already.
         UnavailableError: The server is not ready in time; it was stopped.
     """
-    described = load_contract(ModelRepository, repository / REPOSITORY_FILE)
-    # Triton waits for ever for a Python model whose file is missing.
-    for model in described.models:
-        for ref in model.files:
-            verified_path(ref, base=repository)
+    models = _verified_models(repository)
     if status(state) is not None:
         raise UsageError("A server is running already.", where=state, action="Stop it first.")
-    models = tuple(model.name for model in described.models)
     http, grpc, metrics = _ports(options)
     words = _words(environment, repository, models, options, (http, grpc, metrics))
-    with disk_errors(state):
-        state.mkdir(parents=True, exist_ok=True)
-        log = (state / LOG_FILE).open("wb")
-    with log:
-        process = subprocess.Popen(  # noqa: S603 - our own words, no shell
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=_variables(environment, state),
-            start_new_session=True,
-        )
+    process = _start(words, _variables(environment, state), state)
     running = ServerState(
         pid=process.pid,
         started=_started(process.pid),
@@ -182,6 +166,30 @@ def down(state: Path, *, exit_timeout_s: int = 30) -> bool:
 def ready_models(server: ServerState) -> dict[str, bool]:
     """Which models answer that they are ready."""
     return {name: _ok(f"{server.http_url}/v2/models/{name}/ready") for name in server.models}
+
+
+def _verified_models(repository: Path) -> tuple[str, ...]:
+    """Names of the models; Triton waits for ever for a Python model whose file is missing."""
+    described = load_contract(ModelRepository, repository / REPOSITORY_FILE)
+    for model in described.models:
+        for ref in model.files:
+            verified_path(ref, base=repository)
+    return tuple(model.name for model in described.models)
+
+
+def _start(words: list[str], variables: dict[str, str], state: Path) -> subprocess.Popen[bytes]:
+    with disk_errors(state):
+        state.mkdir(parents=True, exist_ok=True)
+        log = (state / LOG_FILE).open("wb")
+    with log:
+        return subprocess.Popen(  # noqa: S603 - our own words, no shell
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=variables,
+            start_new_session=True,
+        )
 
 
 def _words(
