@@ -173,7 +173,9 @@ def _shown_for_masks(
 
 def _measured_models(inputs: _Inputs) -> dict[str, tuple[LoadedModel, ...]]:
     """Name to the models whose mean is measured under it."""
-    measured = {name: (model,) for name, model in inputs.models.items()}
+    measured: dict[str, tuple[LoadedModel, ...]] = {
+        name: (model,) for name, model in inputs.models.items()
+    }
     if inputs.config.average:
         measured[AVERAGE] = tuple(inputs.models.values())
     return measured

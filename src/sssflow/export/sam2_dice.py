@@ -92,5 +92,5 @@ def _at_mask_size(masks_otyx: Masks) -> Masks:
 
 
 def _dice(found: Masks, truth: Masks) -> float:
-    both = 2 * np.count_nonzero(found & truth)
-    return both / max(np.count_nonzero(found) + np.count_nonzero(truth), 1)
+    both, either = int((found & truth).sum()), int(found.sum()) + int(truth.sum())
+    return 2 * both / max(either, 1)

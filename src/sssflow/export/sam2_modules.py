@@ -96,7 +96,7 @@ class RealRotaryAttention(RoPEAttention):  # type: ignore[misc]
         k = self._separate_heads(self.k_proj(k), self.num_heads)
         v = self._separate_heads(self.v_proj(v), self.num_heads)
         placed = k.shape[2] - num_k_exclude_rope
-        maps = k[:, :, :placed].unflatten(2, (-1, len(self.cos)))
+        maps = torch.unflatten(k[:, :, :placed], 2, (-1, len(self.cos)))
         turned = self._turn(maps).flatten(2, 3)
         k = torch.cat([turned, k[:, :, placed:]], dim=2)
         out = functional.scaled_dot_product_attention(self._turn(q), k, v)
@@ -105,7 +105,7 @@ class RealRotaryAttention(RoPEAttention):  # type: ignore[misc]
 
     def _turn(self, x: Tensor) -> Tensor:
         """Turn each pair of channels of (..., n, c) by the angle of its place."""
-        real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
+        real, imaginary = torch.unflatten(x, -1, (-1, 2)).unbind(-1)
         turned = (real * self.cos - imaginary * self.sin, real * self.sin + imaginary * self.cos)
         return torch.stack(turned, dim=-1).flatten(-2)
 
@@ -149,7 +149,8 @@ class MemoryAttentionGraph(nn.Module):
         maps = memory.flatten(3).permute(1, 3, 0, 2).flatten(0, 1)
         codes = (self.memory_position + self.slot_code[memory_slot]).flatten(0, 1)[:, None]
         parts = self.width // self.memory_width
-        tokens = pointers.unflatten(2, (parts, self.memory_width)).flatten(1, 2).permute(1, 0, 2)
+        tokens = torch.unflatten(pointers, 2, (parts, self.memory_width))
+        tokens = tokens.flatten(1, 2).permute(1, 0, 2)
         if self.has_pointer_time:
             times = self.project_time(get_1d_sine_pe(pointer_time, dim=self.width))
         else:

@@ -161,8 +161,8 @@ def _labelled(
     dataset: SourceDataset, pool: list[str], size: int, config: SplitConfig
 ) -> tuple[list[str], str]:
     if config.labelled_slices is None:
-        everybody = config.labelled == "all"
-        count = len(pool) if everybody else _count(config.labelled, size, "labelled", len(pool))
+        asked = config.labelled
+        count = len(pool) if asked == "all" else _count(asked, size, "labelled", len(pool))
         if not pool:
             raise _too_many("labelled", max(1, count), 0)
         count = max(1, count)
@@ -248,8 +248,8 @@ def _by_folds(
     known = set(patient_of.values())
     roles = _merge({"labelled": sides["train"], "validation": sides["val"]}, known, path)
     train = [p for p in pool if p in set(sides["train"])]
-    everybody = config.labelled == "all"
-    count = len(train) if everybody else _count(config.labelled, len(train), "labelled", len(train))
+    asked = config.labelled
+    count = len(train) if asked == "all" else _count(asked, len(train), "labelled", len(train))
     count = max(1, count)
     roles = {p: role for p, role in roles.items() if role == Role.VALIDATION}
     roles.update(dict.fromkeys(train[:count], Role.LABELLED))

@@ -35,7 +35,7 @@ def flip_averaged_probabilities(
     for axes in _IN_PLANE_FLIPS:
         mirrored = np.ascontiguousarray(np.flip(volume_shw, axes))
         found = predict_probabilities(net, mirrored, preprocessing, batch_slices=batch_slices)
-        parts.append(np.flip(found, [axis + 1 for axis in axes]))
+        parts.append(np.flip(found, tuple(axis + 1 for axis in axes)))
     return mean_probabilities(parts)
 
 

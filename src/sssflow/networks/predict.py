@@ -80,7 +80,8 @@ def predict_labels(
         probability = predict_probabilities(
             net, volume_shw, preprocessing, batch_slices=batch_slices
         )
-        return probability.argmax(0).astype(np.uint8)
+        label: NDArray[np.uint8] = probability.argmax(0).astype(np.uint8)
+        return label
     parts: list[NDArray[np.uint8]] = [
         logits.argmax(1).to(torch.uint8).cpu().numpy()
         for logits in _logits_on_grid(net, volume_shw, preprocessing, batch_slices)

@@ -13,7 +13,6 @@ Letters: p points, d axes in array order.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import cc3d
 import numpy as np
@@ -84,8 +83,10 @@ def largest_piece(mask: Mask) -> Mask:
     Raises:
         ValueError: The mask is empty.
     """
-    connectivity: Literal[8, 26] = 8 if mask.ndim == 2 else 26
-    pieces = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=connectivity)
+    connectivity = 8 if mask.ndim == 2 else 26
+    pieces: NDArray[np.integer] = cc3d.connected_components(  # type: ignore[call-overload]
+        np.ascontiguousarray(mask), connectivity=connectivity
+    )
     sizes = np.bincount(pieces.ravel())
     if sizes.size < 2:
         raise ValueError("an empty mask has no piece")

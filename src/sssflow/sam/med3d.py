@@ -149,7 +149,7 @@ class Block(nn.Module):
         padded = functional.pad(x, (0, 0, 0, extra, 0, extra, 0, extra))
         split = padded.view(b, per_axis, size, per_axis, size, per_axis, size, c)
         split = split.permute(0, 1, 3, 5, 2, 4, 6, 7)
-        out = self.attn(split.reshape(-1, size, size, size, c)).view(split.shape)
+        out: Tensor = self.attn(split.reshape(-1, size, size, size, c)).view(split.shape)
         joined = out.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(padded.shape)
         cut: Tensor = joined[:, :side, :side, :side]
         return cut
@@ -229,13 +229,13 @@ class PromptEncoder(nn.Module):
         """(1, c, d, h, w); the code of token (d, h, w) is that of the point (h, d, w)."""
         at = (torch.arange(self.tokens, device=self._device) + 0.5) / self.tokens
         d, h, w = torch.meshgrid(at, at, at, indexing="ij")
-        code: Tensor = self.pe_layer(torch.stack([h, d, w], dim=-1))
-        return code.movedim(-1, 0)[None]
+        code: Tensor = self.pe_layer(torch.stack([h, d, w], dim=-1)).movedim(-1, 0)[None]
+        return code
 
     def clicks(self, points_np3: Tensor, labels_np: Tensor) -> Tensor:
         """(n, p + 1, c): one token per click (label 1 inside, 0 outside) and one for "no more"."""
         code = self.pe_layer((points_np3 + 0.5) / self.input_size)
-        both = torch.cat([*self.point_embeddings.parameters()])
+        both = torch.cat(list(self.point_embeddings.parameters()))
         end = self.not_a_point_embed.weight.expand(len(code), 1, -1)
         return torch.cat([code + both[labels_np], end], dim=1)
 

@@ -28,6 +28,8 @@ from sssflow.sam.memory_bank import BankRules, ClassBanks
 from sssflow.sam.weights_io import load_weights, weights_path
 from sssflow.storage.digest import sha256_file
 
+__all__ = ["ClassBanks", "ClipMasks", "Sam2Segmenter"]  # all that the training room may use
+
 
 class CoarseHead(nn.Module):
     """D_sam: Conv3x3, batch norm, ReLU, Conv1x1 on the finest map, resized to the input.

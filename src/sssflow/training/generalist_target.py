@@ -182,7 +182,8 @@ def _logits(probability: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits of a probability, within what a mask prompt is trained with."""
     clipped = np.clip(probability, 1e-6, 1 - 1e-6)
     logits = np.log(clipped / (1 - clipped))
-    return np.asarray(np.clip(logits, -_SURE_LOGIT, _SURE_LOGIT), np.float32)
+    bounded: NDArray[np.float32] = np.clip(logits, -_SURE_LOGIT, _SURE_LOGIT).astype(np.float32)
+    return bounded
 
 
 def class_facts(names: str, flags_bf: Tensor) -> dict[str, Tensor]:

@@ -209,7 +209,7 @@ def decoder_loss(
     """Mean over the prompted clips of `clip_loss` on answered slices; 0 without any."""
     losses = [
         clip_loss(
-            found.merged_logits(class_count, label.shape[-2:], present_only=False),  # type: ignore[arg-type]
+            found.merged_logits(class_count, label.shape[-2:], present_only=False),
             label,
             weight & found.answered_nt.all(0)[:, None, None],
             kind,

@@ -40,7 +40,8 @@ class SemiSam(Method):
 
     def __new__(cls, student: SegmentationNet, config: TrainConfig) -> Self:
         """An instance of the subclass on `semisam.base`."""
-        return cast(Self, super().__new__(_BASES[config.semisam.base]))
+        made: object = object.__new__(_BASES[config.semisam.base])
+        return cast(Self, made)
 
     @property
     def warnings(self) -> tuple[str, ...]:
