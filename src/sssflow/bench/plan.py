@@ -20,6 +20,10 @@ from sssflow.contracts.base import Record, Sha256
 from sssflow.contracts.bench import RunKey
 from sssflow.errors import UsageError
 from sssflow.experiment import ExperimentConfig
+from sssflow.training.config import TrainConfig
+
+_SEED_STRIDE = 100_000
+"""Between the seeds of networks that are averaged: beyond the seeds that tables ask for."""
 
 
 class RunOrder(Record):
@@ -31,6 +35,7 @@ class RunOrder(Record):
     key: RunKey
     protocol: str
     experiment: ExperimentConfig
+    beside: tuple[TrainConfig, ...] = ()
     warmup_share: float
     dataset: Path
     dataset_digest: Sha256
@@ -42,7 +47,7 @@ class RunOrder(Record):
     def digest(self) -> Sha256:
         """SHA-256 of key, settings and data."""
         content = self.model_dump(
-            mode="json", include={"key", "experiment", "warmup_share", "dataset_digest"}
+            mode="json", include={"key", "experiment", "beside", "warmup_share", "dataset_digest"}
         )
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
@@ -96,6 +101,20 @@ def settings_of(protocol: Protocol, config: BenchConfig, key: RunKey) -> Experim
     if protocol.source == "phantoms":
         texts.append(_text("phantoms.seed", key.seed))
     return override_config(protocol.experiment, texts)
+
+
+def settings_beside(settings: ExperimentConfig, variant: str) -> tuple[TrainConfig, ...]:
+    """The trainings of the networks that a variant averages with the first one.
+
+    Raises:
+        UsageError: A key or value of the variant does not fit.
+    """
+    found = []
+    for number, keys in enumerate(find_variant(variant).beside, start=1):
+        seed = _text("train.seed", settings.train.seed + _SEED_STRIDE * number)
+        texts = [*(_text(name, value) for name, value in keys.items()), seed]
+        found.append(override_config(settings, texts).train)
+    return tuple(found)
 
 
 def _pairs(config: BenchConfig) -> list[tuple[str, str]]:

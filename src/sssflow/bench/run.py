@@ -79,33 +79,58 @@ def run(order: RunOrder, say: Say = _LOG.info) -> RunResult:
     if needs_masks(config, manifest.class_count):
         warmup = round(order.warmup_share * config.steps)
         chain = make_chain(order, settings, manifest, warmup, say)
-        config = config.model_copy(update={"steps": config.steps - warmup})
+    records = {
+        name: _train(order, name, train, chain, say)
+        for name, train in zip(_names(order), (config, *order.beside), strict=True)
+    }
+    summary = _evaluate(order, chain, records, say)
+    result = _result(order, chain, records, summary)
+    save_contract(result, order.out / RESULT_FILE)
+    return result
+
+
+def _names(order: RunOrder) -> list[str]:
+    """Folders of the trainings: `train` for the one, `train2` and so on for those beside it."""
+    return ["train", *(f"train{number + 2}" for number in range(len(order.beside)))]
+
+
+def _train(order: RunOrder, name: str, config: TrainConfig, chain: Chain, say: Say) -> RunRecord:
+    """One training; the start of the chain serves only a network of the same kind."""
+    start = chain.start if config.network == order.experiment.train.network else None
+    if start is not None:
+        config = config.model_copy(update={"steps": config.steps - chain.steps})
+    told = config.method if name == "train" else f"{config.method}, {name}"
     record = training.run(
         config,
         order.dataset,
-        order.out / "train",
+        order.out / name,
         masks=chain.masks,
-        start=chain.start,
-        progress=_told(say, config.method),
+        start=start,
+        progress=_told(say, told),
     )
+    chain.wall_time_s[name] = record.wall_time_s
+    return record
+
+
+def _evaluate(
+    order: RunOrder, chain: Chain, records: dict[str, RunRecord], say: Say
+) -> EvaluationSummary:
     say("evaluating")
     started = time.monotonic()
+    config = order.experiment.evaluate
+    if len(records) > 1:
+        config = config.model_copy(update={"average": True})
     summary = evaluation.run(
-        settings.evaluate,
+        config,
         order.dataset,
-        {"model": order.out / "train" / "model" / "model.json"},
+        {name: order.out / name / "model" / "model.json" for name in records},
         order.out / "evaluation",
-        runs={"model": order.out / "train" / "run.json"},
+        runs={name: order.out / name / "run.json" for name in records},
         masks=[folder / "masks" / "masks.json" for folder in chain.scored],
         prompts=[folder / "prompts" / "prompts.json" for folder in chain.scored],
     )
-    chain.wall_time_s |= {
-        "train": record.wall_time_s,
-        "evaluate": time.monotonic() - started,
-    }
-    result = _result(order, chain, record, summary)
-    save_contract(result, order.out / RESULT_FILE)
-    return result
+    chain.wall_time_s["evaluate"] = time.monotonic() - started
+    return summary
 
 
 def finished(order: RunOrder) -> RunResult | None:
@@ -228,22 +253,23 @@ def _told(say: Say, what: str) -> Callable[[Progress], None]:
 
 
 def _result(
-    order: RunOrder, chain: Chain, record: RunRecord, summary: EvaluationSummary
+    order: RunOrder, chain: Chain, records: dict[str, RunRecord], summary: EvaluationSummary
 ) -> RunResult:
-    figures = summary.models[0]
+    """Steps and selection are the first network's, figures the headline's: the mean's, if any."""
+    record, figures = records["train"], summary.models[-1]
     history = [row["dice"] for row in record.history if "dice" in row]
-    model = order.out / "train" / "model" / "model.json"
+    models = [order.out / name / "model" / "model.json" for name in records]
     return RunResult(
         key=order.key,
         order_digest=order.digest,
         config_digest=record.config_digest,
         dataset_digest=summary.dataset_digest,
-        model=reference(model, base=order.out),
+        model=reference(models[0], base=order.out),
         model_digest=figures.model_digest,
-        weights_bytes=load_contract(TrainedModel, model).weights.size_bytes,
+        weights_bytes=sum(load_contract(TrainedModel, m).weights.size_bytes for m in models),
         selection=record.selection,
         best_step=record.best_step,
-        steps_in_all=chain.steps + record.steps,
+        steps_in_all=chain.steps + sum(r.steps for r in records.values()),
         validation_dice_best=max(history, default=None),
         validation_dice_last=history[-1] if history else None,
         roles=summary.roles,

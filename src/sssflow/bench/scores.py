@@ -92,7 +92,7 @@ class Scored:
 
 
 def read_scores(result: RunResult, folder: Path) -> Scored:
-    """Read the per-case scores that a run left in `folder`.
+    """Read the per-case scores of a run's headline model, the last in the file.
 
     Raises:
         DataError: The file is missing, changed, or holds no scores.
@@ -101,6 +101,7 @@ def read_scores(result: RunResult, folder: Path) -> Scored:
     rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"))))
     if not rows:
         raise DataError("A run left no scores.", where=path, action="Remove the run's folder.")
+    rows = [row for row in rows if row["model"] == rows[-1]["model"]]
     names = [*METRICS, *(n for n in rows[0] if n.startswith("strict_hd95_pooled"))]
     cases = list(dict.fromkeys((row["case_id"], row["patient_id"]) for row in rows))
     tables = {}

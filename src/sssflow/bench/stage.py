@@ -10,7 +10,7 @@ from pathlib import Path
 
 import sssflow
 from sssflow.bench.config import BenchConfig
-from sssflow.bench.plan import RunOrder, run_keys, settings_of
+from sssflow.bench.plan import RunOrder, run_keys, settings_beside, settings_of
 from sssflow.bench.pool import LOG_FILE, Pool
 from sssflow.bench.protocol import Protocol
 from sssflow.bench.published import published_rows
@@ -64,7 +64,7 @@ def plan(protocol: Protocol, config: BenchConfig) -> tuple[RunKey, ...]:
     """
     keys = run_keys(protocol, config, METHODS)
     for key in keys:
-        settings_of(protocol, config, key)
+        settings_beside(settings_of(protocol, config, key), key.variant)
     return keys
 
 
@@ -153,10 +153,12 @@ def _order(
 ) -> RunOrder:
     dataset = datasets[(key.labelled, key.seed)]
     cores = len(os.sched_getaffinity(0))
+    settings = settings_of(protocol, config, key)
     return RunOrder(
         key=key,
         protocol=protocol.name,
-        experiment=settings_of(protocol, config, key),
+        experiment=settings,
+        beside=settings_beside(settings, key.variant),
         warmup_share=protocol.warmup_share,
         dataset=dataset.absolute(),
         dataset_digest=load_contract(DatasetManifest, dataset).digest,

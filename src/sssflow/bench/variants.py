@@ -18,9 +18,17 @@ class Variant(Config):
     """One named change of the recipe."""
 
     summary: str = Field(description="What it changes, in one sentence.")
-    set: dict[str, Any] = Field(description="Dotted keys of the experiment to their values.")
+    joins: tuple[str, ...] = Field((), description="Variants that it is made of, without joins.")
+    set: dict[str, Any] = Field(
+        {}, description="Dotted keys of the experiment to their values, over those joined."
+    )
     changes_supervised: bool = Field(
         description="Whether supervised training differs too and so needs a baseline of its own."
+    )
+    beside: tuple[dict[str, Any], ...] = Field(
+        (),
+        description="Networks trained beside the first, each with keys of its own and another "
+        "seed; measured is the mean of all probabilities.",
     )
 
 
@@ -52,9 +60,10 @@ def find_variant(name: str) -> Variant:
             found=", ".join(unknown),
             action="`sssflow bench --list` shows what each one does.",
         )
-    chosen = [known[part] for part in parts]
+    chosen = [known[name] for part in parts for name in (*known[part].joins, part)]
     return Variant(
         summary="; ".join(v.summary for v in chosen),
         set={key: value for v in chosen for key, value in v.set.items()},
         changes_supervised=any(v.changes_supervised for v in chosen),
+        beside=tuple(keys for v in chosen for keys in v.beside),
     )

@@ -8,7 +8,7 @@ slices share every random number.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -72,8 +72,9 @@ def read_clips(data: TrainingData, step: int, plan: ClipPlan, *, seed: int) -> B
             (unlabelled, plan.unlabelled, "unlabelled"),
         )
     )
+    whole = replace(labelled, foreground_probability=0.0)  # a clip's slices stay side by side
     return Batch(
-        labelled.labelled_batch(first, seed=seed), unlabelled.unlabelled_batch(second, seed=seed)
+        whole.labelled_batch(first, seed=seed), unlabelled.unlabelled_batch(second, seed=seed)
     )
 
 

@@ -53,6 +53,12 @@ class WeakConfig(Config):
     Each probability is per sample; 0 switches the transform off.
     """
 
+    rule: Literal["independent", "either"] = Field(
+        "independent",
+        description="independent: every transform by its own probability. either: SSL4MIS's rule, "
+        "2-D: a quarter turn with a flip along one axis (rot90_probability), else the affine map "
+        "(affine_probability), never both.",
+    )
     flip_probability: float = Field(0.5, ge=0, le=1, description="Each axis by itself.")
     rot90_probability: float = Field(0.5, ge=0, le=1, description="A random quarter turn.")
     affine_probability: float = Field(0.7, ge=0, le=1, description="Rotation, scale, shear, shift.")
@@ -101,6 +107,13 @@ class AugmentationConfig(Config):
     weak: WeakConfig = Field(WeakConfig(), description="Geometry of every view.")
     strong: StrongConfig = Field(StrongConfig(), description="Intensity of the strong views.")
     cutmix: CutMixConfig = Field(CutMixConfig(), description="Boxes pasted between strong views.")
+    class_paste_probability: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of strong views into which a class of the partner's confident pseudo "
+        "label is pasted too, pixel by pixel; rare classes are drawn more often.",
+    )
     labelled_strong_probability: float = Field(
         0.5, ge=0, le=1, description="Share of labelled samples that also get strong intensities."
     )
@@ -121,15 +134,9 @@ class TrainConfig(Config):
         0.0,
         ge=0,
         le=1,
-        description="3-D: share of labelled patches centred on a foreground voxel (nnU-Net: 0.33; "
-        "the LA papers: 0).",
-    )
-    foreground_probability: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="3-D: share of labelled patches centred on a foreground voxel (nnU-Net: 0.33; "
-        "the LA papers: 0).",
+        description="Share of labelled samples that are made to hold a class drawn first, each "
+        "class alike, so that rare ones come as often. 2-D: a slice that shows it; 3-D: a patch "
+        "centred on a voxel of it (nnU-Net: 0.33; the LA papers: 0).",
     )
     optimiser: OptimiserConfig = Field(OptimiserConfig(), description="Optimiser.")
     augmentation: AugmentationConfig = Field(AugmentationConfig(), description="Views.")
@@ -151,6 +158,14 @@ class TrainConfig(Config):
     seed: int = Field(1337, ge=0, le=2**31 - 1, description="Of weights, order and views.")
     evaluate: Literal["auto", "ema", "student"] = Field(
         "auto", description="Which network is measured and saved; auto: ema where there is one."
+    )
+    ema_evaluation: bool = Field(
+        False,
+        description="Average the weights for evaluation also where the method has no teacher; "
+        "training itself is as without.",
+    )
+    ema_evaluation_decay: float = Field(
+        0.99, ge=0, lt=1, description="Of that average; ratio min(t/(t+10), decay)."
     )
     selection: Literal["validation", "last"] = Field(
         "validation",

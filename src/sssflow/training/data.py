@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +26,7 @@ from sssflow.errors import DataError, UsageError
 from sssflow.networks.predict import resize_images
 from sssflow.training.mask_trust import case_masks
 from sssflow.training.method_config import SssConfig
+from sssflow.training.rare_classes import by_class, slices_showing
 from sssflow.volume.intensity import normalise
 from sssflow.volume.packed import read_packed
 
@@ -78,13 +79,19 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class Slices:
-    """All slices of one stream at network size."""
+    """All slices of one stream at network size.
+
+    `foreground_probability` is the share of labelled samples that are replaced by a slice of a
+    drawn class, `showing` the slices (on the CPU) of every class that is there.
+    """
 
     image_nchw: Tensor
     case_ids: tuple[str, ...]
     label_nhw: Tensor | None = None
     mask_nfhw: Tensor | None = None
     mask_weight_nf: Tensor | None = None
+    foreground_probability: float = 0.0
+    showing: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.case_ids)
@@ -94,14 +101,15 @@ class Slices:
         return tuple(self.case_ids[i] for i in index.tolist())
 
     def labelled_batch(self, index: Tensor, *, seed: int) -> LabelledBatch:
-        """See `Stream`; nothing is random.
+        """See `Stream`; random only where slices are chosen by class.
 
         Raises:
             DataError: The slices have no labels.
         """
-        del seed
         if self.label_nhw is None:
             raise DataError("The labelled stream has no labels.")
+        if self.foreground_probability > 0 and self.showing:
+            index = by_class(index, self.showing, self.foreground_probability, seed=seed)
         here = index.to(self.label_nhw.device)
         return LabelledBatch(self.image_nchw[here].float(), self.label_nhw[here], self.names(index))
 
@@ -121,12 +129,12 @@ class Slices:
         def move(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device)
 
-        return Slices(
-            self.image_nchw.to(device),
-            self.case_ids,
-            move(self.label_nhw),
-            move(self.mask_nfhw),
-            move(self.mask_weight_nf),
+        return replace(
+            self,
+            image_nchw=self.image_nchw.to(device),
+            label_nhw=move(self.label_nhw),
+            mask_nfhw=move(self.mask_nfhw),
+            mask_weight_nf=move(self.mask_weight_nf),
         )
 
 
@@ -218,7 +226,12 @@ def unlabelled_cases(manifest: DatasetManifest) -> tuple[UnlabelledCase, ...]:
 
 
 def load_labelled(
-    manifest: DatasetManifest, base: Path, preprocessing: Preprocessing, *, memory_gib: float
+    manifest: DatasetManifest,
+    base: Path,
+    preprocessing: Preprocessing,
+    *,
+    memory_gib: float,
+    foreground_probability: float = 0.0,
 ) -> Slices:
     """Slices and labels of the labelled cases.
 
@@ -233,7 +246,14 @@ def load_labelled(
         label = torch.from_numpy(read_label(case, base, manifest.class_count))[:, None].float()
         labels.append(resize_images(label, preprocessing.size_hw, "nearest")[:, 0].to(torch.uint8))
         names += [case.case_id] * len(label)
-    return Slices(torch.cat(images), tuple(names), label_nhw=torch.cat(labels))
+    label = torch.cat(labels)
+    return Slices(
+        torch.cat(images),
+        tuple(names),
+        label_nhw=label,
+        foreground_probability=foreground_probability,
+        showing=slices_showing(label, manifest.class_count),
+    )
 
 
 def load_unlabelled(

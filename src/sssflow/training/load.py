@@ -41,7 +41,13 @@ def load_streams(
     unlabelled: Stream | None = None
     labelled: Stream
     if size.patch is None:
-        labelled = load_labelled(manifest, base, size, memory_gib=limit).to(device)
+        labelled = load_labelled(
+            manifest,
+            base,
+            size,
+            memory_gib=limit,
+            foreground_probability=config.foreground_probability,
+        ).to(device)
         if needs_unlabelled:
             unlabelled = load_unlabelled(
                 manifest, base, size, memory_gib=limit, masks=masks, trust=config.sss

@@ -234,11 +234,11 @@ def _validate(
 
 
 def evaluated_network(run: Run) -> SegmentationNet:
-    """The network that is measured and saved: the teacher where there is one and it is wanted."""
-    teacher = run.method.teacher
-    if run.config.evaluate == "student" or teacher is None:
+    """The network that is measured and saved: the average where there is one and it is wanted."""
+    average = run.method.average
+    if run.config.evaluate == "student" or average is None:
         return run.method.student
-    return teacher
+    return average
 
 
 def copied(state: Mapping[str, Tensor]) -> Weights:

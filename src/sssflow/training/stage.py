@@ -225,7 +225,7 @@ def _publish(
     chosen = bool(standing.best_weights) and config.selection == "validation"
     weights = standing.best_weights if chosen else copied(evaluated_network(prepared).state_dict())
     step = standing.best_step if chosen else standing.step
-    name = "ema" if evaluated_network(prepared) is prepared.method.teacher else "student"
+    name = "ema" if evaluated_network(prepared) is prepared.method.average else "student"
     warnings = prepared.method.warnings
     provenance = Provenance(manifest.class_names, manifest.digest, config.method, step, warnings)
     save_model(out / "model", weights, config.network, config.preprocessing, provenance)

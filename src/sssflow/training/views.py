@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
@@ -106,6 +107,12 @@ def chosen(count: int, probability: float, generator: Generator) -> Tensor:
     return torch.rand(count, generator=generator, device=generator.device) < probability
 
 
+@overload
+def weak_geometry(shape: tuple[int, int, int], config: WeakConfig, g: Generator) -> Geometry: ...
+@overload
+def weak_geometry(
+    shape: Sequence[int], config: WeakConfig, g: Generator
+) -> Geometry | VolumeGeometry: ...
 def weak_geometry(
     shape: Sequence[int], config: WeakConfig, g: Generator
 ) -> Geometry | VolumeGeometry:
@@ -135,8 +142,8 @@ def weak_geometry(
 def _plane_geometry(shape_bhw: tuple[int, int, int], config: WeakConfig, g: Generator) -> Geometry:
     """All of `config` as one grid per sample."""
     count, height, width = shape_bhw
-    matrix = _affine_b22(count, config, g)
-    on = chosen(count, config.affine_probability, g).float()
+    matrix, still = _affine_b22(count, config, g)
+    on = (chosen(count, config.affine_probability, g) & ~still).float()
     limit = config.translation
     shift = torch.stack([uniform(count, -limit, limit, g) * 2 * on for _ in range(2)], dim=1)
     # Normalised coordinates stretch an oblong image to a square; undo that around the rotation.
@@ -149,27 +156,38 @@ def _plane_geometry(shape_bhw: tuple[int, int, int], config: WeakConfig, g: Gene
     return Geometry(grid)
 
 
-def _affine_b22(count: int, config: WeakConfig, g: Generator) -> Tensor:
-    """Flip, quarter turn, rotation, zoom and shear as one 2 x 2 matrix per sample."""
-    on = chosen(count, config.affine_probability, g).float()
-    angle = uniform(count, -1, 1, g) * math.radians(config.rotation_deg) * on
-    zoom = torch.exp(uniform(count, -1, 1, g) * math.log1p(config.scale) * on)
-    shear = uniform(count, -1, 1, g) * config.shear * on
+def _affine_b22(count: int, config: WeakConfig, g: Generator) -> tuple[Tensor, Tensor]:
+    """Flip, quarter turn, rotation, zoom and shear as one 2 x 2 matrix per sample.
+
+    Second, which samples must not be shifted: with the rule `either` those in the turning half.
+    Source of that rule: SSL4MIS's RandomGenerator.
+    """
+    moved = chosen(count, config.affine_probability, g)
+    angle, zoom, shear = (uniform(count, -1, 1, g) for _ in range(3))
     turns = torch.randint(0, 4, (count,), generator=g, device=g.device)
-    turns = turns * chosen(count, config.rot90_probability, g)
+    turned = chosen(count, config.rot90_probability, g)
+    flipped = torch.stack([chosen(count, config.flip_probability, g) for _ in "xy"], 1)
+    still = torch.zeros_like(moved)
+    if config.rule == "either":
+        still, moved = turned, moved & ~turned
+        axis = torch.randint(0, 2, (count,), generator=g, device=g.device)
+        flipped = F.one_hot(axis, 2).bool() & (turned & flipped[:, 0])[:, None]
+    on = moved.float()
+    angle = angle * math.radians(config.rotation_deg) * on
+    zoom = torch.exp(zoom * math.log1p(config.scale) * on)
+    shear = shear * config.shear * on
+    turns = turns * turned
     cosine, sine = angle.cos(), angle.sin()
     rotation = torch.stack([cosine, -sine, sine, cosine], 1).view(-1, 2, 2)
     # Exact integers for the quarter turn: cos(pi/2) is not zero in floating point.
     quarter_cos = (1 - turns.remainder(4)).remainder(2) * (1 - (turns == 2).long() * 2)
     quarter_sin = turns.remainder(2) * (2 - turns)
     quarter = torch.stack([quarter_cos, -quarter_sin, quarter_sin, quarter_cos], 1)
-    flips = torch.stack(
-        [1 - 2 * chosen(count, config.flip_probability, g).float() for _ in "xy"], 1
-    )
     one, zero = torch.ones_like(shear), torch.zeros_like(shear)
     skew = torch.stack([one, shear, zero, one], 1).view(-1, 2, 2)
     matrix = quarter.view(-1, 2, 2).float() @ rotation @ skew
-    return matrix * flips[:, None, :] * zoom[:, None, None]
+    flips = 1 - 2 * flipped.float()
+    return matrix * flips[:, None, :] * zoom[:, None, None], still
 
 
 def _elastic_bhwg(shape_bhw: tuple[int, int, int], config: WeakConfig, g: Generator) -> Tensor:

@@ -14,9 +14,12 @@ from sssflow.sam.promptable import Generalist
 from sssflow.training.clips import ClipPlan
 from sssflow.training.config import AugmentationConfig, TrainConfig
 from sssflow.training.data import Batch, LabelledBatch
-from sssflow.training.ema import ema_ratio, update_teacher
+from sssflow.training.ema import ema_ratio, make_teacher, update_teacher
 from sssflow.training.methods.streams import WeakView
 from sssflow.training.views import chosen, strong_view, weak_geometry
+
+_AVERAGE_LAG = 10.0
+"""Look-back of an average kept for evaluation: the last tenth of the steps, see `ema_ratio`."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,19 @@ class Method(ABC):
             return None
         return self.modules["teacher"]  # type: ignore[return-value]
 
+    @property
+    def average(self) -> SegmentationNet | None:
+        """The average that can be measured: the teacher, or a copy kept for that alone."""
+        if "average" not in self.modules:
+            return self.teacher
+        return self.modules["average"]  # type: ignore[return-value]
+
+    def keep_average(self, decay: float) -> None:
+        """Average the student from here on, where no teacher does; no loss reads the copy."""
+        if self.teacher is None:
+            self.ema_decay, self.ema_lag = decay, _AVERAGE_LAG
+            self.modules["average"] = make_teacher(self.student)
+
     def trainable(self) -> Iterator[nn.Parameter]:
         """Parameters for the run's optimiser: all but the teacher's and those trained apart."""
         return (
@@ -144,15 +160,14 @@ class Method(ABC):
     def train_mode(self) -> None:
         """Students and extras in training mode, the teacher in evaluation mode."""
         self.modules.train()
-        if self.teacher is not None:
-            self.teacher.eval()
+        if self.average is not None:
+            self.average.eval()
 
     def after_update(self, step: int) -> None:
-        """Move the teacher after the optimiser's step `step`."""
-        if self.teacher is not None:
-            update_teacher(
-                self.teacher, self.student, ema_ratio(step, self.ema_decay, self.ema_lag)
-            )
+        """Move the teacher, or the copy for evaluation, after the optimiser's step `step`."""
+        if self.average is not None:
+            ratio = ema_ratio(step, self.ema_decay, self.ema_lag)
+            update_teacher(self.average, self.student, ratio)
 
 
 def labelled_view(

@@ -44,4 +44,7 @@ def build_method(student: SegmentationNet, config: TrainConfig) -> Method:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "extras"))
-        return METHODS[config.method](student, config)
+        method = METHODS[config.method](student, config)
+    if config.ema_evaluation:
+        method.keep_average(config.ema_evaluation_decay)
+    return method

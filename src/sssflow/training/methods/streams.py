@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
 from torch import Generator, Tensor, nn
 
 from sssflow.errors import InternalError
@@ -17,7 +18,14 @@ from sssflow.training.config import AugmentationConfig, WeakConfig
 from sssflow.training.data import Batch, UnlabelledBatch
 from sssflow.training.losses import mask_target
 from sssflow.training.oracle import LeakedBatch
-from sssflow.training.views import paste, random_boxes, strong_view, weak_geometry
+from sssflow.training.views import (
+    chosen,
+    paste,
+    random_boxes,
+    spread,
+    strong_view,
+    weak_geometry,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,10 @@ class PseudoLabel:
 
 @dataclass(frozen=True)
 class StrongView:
-    """A strong view after CutMix, with everything that its loss needs, pasted alike."""
+    """A strong view after CutMix, with everything that its loss needs, pasted alike.
+
+    `boxes_bhw` is all that comes from the partner: the box, and a pasted class where one is.
+    """
 
     image_bchw: Tensor
     boxes_bhw: Tensor
@@ -82,9 +93,15 @@ def pseudo_label(logits_bkhw: Tensor, threshold: float) -> PseudoLabel:
 def make_strong(
     weak: WeakView, pseudo: PseudoLabel, config: AugmentationConfig, generator: Generator
 ) -> StrongView:
-    """Strong intensities on the weak view, then CutMix of image, label, confidence and masks."""
+    """Strong intensities on the weak view, then CutMix of image, label, confidence and masks.
+
+    With `class_paste_probability` a class of the partner is pasted beside the box.
+    """
     image = strong_view(weak.image_bchw, config.strong, generator)
     boxes = random_boxes(image.shape, config.cutmix, generator)
+    if config.class_paste_probability > 0:
+        on = chosen(len(image), config.class_paste_probability, generator)
+        boxes = boxes | (class_region(pseudo, generator) & spread(on, boxes))
     return StrongView(
         paste(image, boxes),
         boxes,
@@ -95,6 +112,24 @@ def make_strong(
     )
 
 
+def class_region(pseudo: PseudoLabel, generator: Generator) -> Tensor:
+    """Boolean (b,h,w): where the partner (reversed batch) confidently shows one class of its own.
+
+    Of the classes that a partner shows one is drawn, with a weight that falls with the pixels
+    that the class has in the whole batch. Empty where the partner shows no class confidently.
+    """
+    certain = pseudo.label_bhw * pseudo.confident_bhw
+    one_hot = F.one_hot(certain.flatten(1), int(certain.max()) + 1)
+    count_bk = one_hot.sum(1)
+    weight_bk = (count_bk > 0) / count_bk.sum(0).clamp_min(1)
+    weight_bk[:, 0] = 0
+    shows = weight_bk.sum(1) > 0
+    weight_bk[:, 0] = (~shows).float()  # something to draw; masked below
+    drawn = torch.multinomial(weight_bk, 1, generator=generator)
+    region = (certain == spread(drawn[:, 0], certain)) & spread(shows, certain)
+    return region.flip(0)
+
+
 @contextmanager
 def statistics_kept(net: nn.Module) -> Iterator[None]:
     """Batch norm uses the batch's own statistics inside and leaves the running ones as they are.
@@ -102,7 +137,8 @@ def statistics_kept(net: nn.Module) -> Iterator[None]:
     Perturbed slices (dropped channels, DFE, noise, CutMix) have other statistics than the plain
     ones met at prediction; averaged into the running statistics they spoil teacher and student.
     """
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm3d)]
+    kinds = nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+    norms = [m for m in net.modules() if isinstance(m, kinds)]
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
