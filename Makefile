@@ -10,7 +10,7 @@ export PYTHON
 # Two test processes on two cores: one compute thread each, and no thread that waits by spinning.
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MPLBACKEND=Agg
 
-.PHONY: help setup demo test lint type format lock pipelines docs clean
+.PHONY: help setup prepare demo test lint type format lock pipelines docs clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,10 @@ setup:  ## Make the environment in .venv from the hashed locks (the other target
 demo: setup  ## Run the whole flow on phantom hearts; the result lies in demo/
 	@MPLBACKEND=Agg $(BIN)/sssflow demo demo
 
-test: lint type  ## Everything that must hold: lint, types, all tests
+prepare: setup
+	@$(BIN)/python -m tools.prepare_tests
+
+test: lint type prepare  ## Everything that must hold: lint, types, all tests
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: setup  ## Check format and style
@@ -45,5 +48,5 @@ docs: setup  ## Write docs/reference again from the models and the command line
 	$(BIN)/python tools/reference.py
 
 clean:  ## Remove the environment, caches and everything that the commands above left
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo local_outputs
+	rm -rf $(VENV) .venv-triton .venv-triton.lock .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo local_outputs
 	find src tests components pipelines benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,18 +14,11 @@ import numpy as np
 import pytest
 from tools.go_tool import GoTool, ToolUnavailableError
 from tools.helm import HELM
+from tools.prepare_tests import VERSITYGW
 
 from s3_server import ACCESS_KEY, REGION, SECRET_KEY, Server, s3_server
 
 ROOT = Path(__file__).resolve().parent.parent
-
-VERSITYGW = GoTool(
-    name="versitygw",
-    package="github.com/versity/versitygw/cmd/versitygw",
-    version="v1.8.0",
-    version_variable="main.Version",
-    version_arguments=("--version",),
-)
 
 # Test processes run side by side: one compute thread each, and none that waits by spinning. This
 # stands before the first import of torch, which reads it once.

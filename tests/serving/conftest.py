@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tools.prepare_tests import TRITON_ENVIRONMENT
 
 from sssflow.contracts.dataset import DatasetManifest, Grid, LabelledCase, Modality, Role
 from sssflow.contracts.model import IntensityRule, Preprocessing
+from sssflow.errors import UnavailableError
 from sssflow.serving import local_triton, repository
 from sssflow.serving.client import TritonClient
 from sssflow.serving.config import ClientConfig, RepositoryConfig
@@ -29,8 +31,11 @@ CPU = RepositoryConfig(threads=1)
 
 @pytest.fixture(scope="session")
 def triton_environment() -> TritonEnvironment:
-    """The server's environment; installed once per checkout and lock."""
-    return ensure(ROOT / ".venv-triton")
+    """The server's environment, installed once per checkout and lock, or a skip with the reason."""
+    try:
+        return ensure(TRITON_ENVIRONMENT)
+    except UnavailableError as error:
+        pytest.skip(error.describe())
 
 
 @pytest.fixture(scope="session")
