@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sssflow.errors import UnavailableError
-from sssflow.serving.environment import ensure
 from tools.go_tool import GoTool, ToolUnavailableError
 from tools.helm import HELM
+
+from sssflow.errors import UnavailableError
+from sssflow.serving.environment import ensure
 
 ROOT = Path(__file__).resolve().parents[1]
 TRITON_ENVIRONMENT = ROOT / ".venv-triton"
