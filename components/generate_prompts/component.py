@@ -16,7 +16,7 @@ def generate_prompts(
 
     Args:
         config_json: The whole experiment as JSON; the section prompts is used.
-        shard: One item of plan_shards; names the dataset, the run and the cases.
+        shard: One item of plan_shards; names the dataset, the run and its part of the cases.
         store_uri: Root of the store that results go to.
         prompts: Pointer to the PromptSet, for the lineage view.
 
@@ -38,16 +38,17 @@ def generate_prompts(
         manifest, manifest_path = task.read(DatasetManifest, part.dataset)
         record, record_path = task.read(RunRecord, part.run)
         model = verified_path(record.model, base=record_path.parent)
+        cases = part.case_ids(manifest)
         out = task.folder(
             {
                 "config": config.digest(),
                 "dataset": manifest.digest,
                 "model": record.model.sha256,
-                "cases": " ".join(part.case_ids),
+                "cases": " ".join(cases),
             }
         )
         if not task.has(PromptSet, out / "prompts.json"):
             from sssflow.prompts import stage
 
-            stage.run(config, manifest_path, model, out, case_ids=part.case_ids)
+            stage.run(config, manifest_path, model, out, case_ids=cases)
         return task.publish(PromptSet, out / "prompts.json", prompts)

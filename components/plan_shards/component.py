@@ -17,7 +17,7 @@ def plan_shards(config_json: str, dataset: str, run: str, sam2: str, store_uri: 
         store_uri: Root of the store that results go to.
 
     Returns:
-        One shard per item, each one line of JSON with its cases and the pointers; never empty.
+        One shard per item, each one short line of JSON; never empty.
     """
     from sssflow.contracts.dataset import DatasetManifest
     from sssflow.experiment import parse_experiment

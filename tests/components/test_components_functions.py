@@ -78,7 +78,7 @@ def test_shards_are_lines_of_json_with_all_pointers(tmp_path: Path, dataset: str
         store_uri=str(tmp_path / "store"),
     )
     shard = Shard.from_json(line)
-    assert (shard.case_ids, shard.dataset, shard.run) == (("a",), dataset, "R")
+    assert (shard.label, shard.dataset, shard.run) == ("unlabelled 1/1", dataset, "R")
     assert shard.sam2 == "S"
 
 

@@ -1,10 +1,13 @@
 """Shards: the parts of a dataset that fan out, and which masks belong to which use.
 
-Fan-out is over shards, never over cases: every task of a cluster costs seconds of its own.
+Fan-out is over shards, never over cases: every task of a cluster costs seconds of its own. A shard
+does not list its cases but works them out from the manifest, so that what travels through the
+pipeline stays small however many cases there are.
 """
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +26,7 @@ S = TypeVar("S", MaskSet, PromptSet)
 
 
 class Shard(Contract):
-    """Cases of one role that one task works on, and what it works with.
+    """One part of the cases of one role that one task works on, and what it works with.
 
     It carries the pointers to dataset and run itself, because kfp 2.17's local runner gives the
     loop item to a looped task in place of any output of a task outside the loop.
@@ -39,12 +42,37 @@ class Shard(Contract):
     role: Role
     number: int = Field(ge=1)
     count: int = Field(ge=1, description="Shards of this role.")
-    case_ids: tuple[str, ...] = Field(min_length=1)
 
     @property
     def label(self) -> str:
         """Name for progress lines, for example `unlabelled 1/2`."""
         return f"{self.role.value} {self.number}/{self.count}"
+
+    def case_ids(self, manifest: DatasetManifest) -> tuple[str, ...]:
+        """The shard's cases, sorted: of almost equal voxel count in all shards of the role.
+
+        They depend on the manifest, the role, the number and the count alone.
+
+        Raises:
+            DataError: The manifest has fewer cases of this role than shards.
+        """
+        cases = manifest.with_role(self.role)
+        if not self.number <= self.count <= len(cases):
+            raise DataError(
+                "The shard does not fit the dataset.",
+                where=self.label,
+                expected=f"number up to count, count up to {len(cases)} case(s)",
+                found=f"number {self.number}, count {self.count}",
+                action="Run the pipeline again from its start.",
+            )
+        parts: list[list[str]] = [[] for _ in range(self.count)]
+        loads = [(0, part) for part in range(self.count)]  # a heap: the lightest part first
+        # Largest case first onto the lightest part; ties go by id and by part number.
+        for case in sorted(cases, key=lambda c: (-_voxels(c.grid.shape_shw), c.case_id)):
+            load, lightest = loads[0]
+            parts[lightest].append(case.case_id)
+            heapq.heapreplace(loads, (load + _voxels(case.grid.shape_shw), lightest))
+        return tuple(sorted(parts[self.number - 1]))
 
     def to_line(self) -> str:
         """The shard as one line of JSON, the form in which it travels as a parameter."""
@@ -81,31 +109,12 @@ def plan_shards(
             found=manifest.split_rule,
             action="Give fewer cases the role labelled, or train with method supervised alone.",
         )
-    parts: list[list[str]] = [[] for _ in range(min(config.shards, len(unlabelled)))]
-    loads = [0] * len(parts)
-    # Largest case first onto the lightest part; ties go by id and by part number.
-    for case in sorted(unlabelled, key=lambda c: (-_voxels(c.grid.shape_shw), c.case_id)):
-        lightest = loads.index(min(loads))
-        parts[lightest].append(case.case_id)
-        loads[lightest] += _voxels(case.grid.shape_shw)
-    groups = [
-        (Role.UNLABELLED, number, len(parts), tuple(sorted(part)))
-        for number, part in enumerate(parts, start=1)
-    ]
-    for role in config.scored_roles:
-        ids = tuple(case.case_id for case in manifest.with_role(role))
-        groups += [(role, 1, 1, ids)] if ids else []
+    counts = {Role.UNLABELLED: min(config.shards, len(unlabelled))}
+    counts |= {role: 1 for role in config.scored_roles if manifest.with_role(role)}
     return [
-        Shard(
-            role=role,
-            number=number,
-            count=count,
-            case_ids=ids,
-            dataset=dataset,
-            run=run,
-            sam2=sam2,
-        )
-        for role, number, count, ids in groups
+        Shard(role=role, number=number, count=count, dataset=dataset, run=run, sam2=sam2)
+        for role, count in counts.items()
+        for number in range(1, count + 1)
     ]
 
 

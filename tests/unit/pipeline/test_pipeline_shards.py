@@ -37,14 +37,14 @@ def mask_set(*case_ids: str) -> MaskSet:
 def test_two_shards_share_the_voxels_evenly(manifest) -> None:
     # 5, 4, 2, 1 slices, largest first onto the lighter part: {5, 1} and {4, 2}
     shards = plan(manifest, shards=2, scored_roles=())
-    assert [shard.case_ids for shard in shards] == [("a", "b"), ("c", "d")]
+    assert [shard.case_ids(manifest) for shard in shards] == [("a", "b"), ("c", "d")]
 
 
 def test_every_unlabelled_case_is_in_one_shard_and_no_other_case_is(manifest) -> None:
     for count in (1, 2, 3, 4):
         shards = plan(manifest, shards=count, scored_roles=())
         assert len(shards) == count
-        assert sorted(name for s in shards for name in s.case_ids) == ["a", "b", "c", "d"]
+        assert sorted(name for s in shards for name in s.case_ids(manifest)) == ["a", "b", "c", "d"]
 
 
 def test_there_are_never_more_shards_than_cases(manifest) -> None:
@@ -54,7 +54,7 @@ def test_there_are_never_more_shards_than_cases(manifest) -> None:
 
 def test_a_scored_role_is_a_shard_of_its_own(manifest) -> None:
     shards = plan(manifest, shards=1, scored_roles=("validation", "test"))
-    assert [(s.role, s.case_ids) for s in shards[1:]] == [
+    assert [(s.role, s.case_ids(manifest)) for s in shards[1:]] == [
         (Role.VALIDATION, ("v",)),
         (Role.TEST, ("t",)),
     ]
@@ -83,6 +83,18 @@ def test_a_shard_survives_its_travel_as_one_line(manifest) -> None:
     assert Shard.from_json(line) == shard
     assert (shard.dataset, shard.run) == ("D", "R")
     assert shard_label(line) == "unlabelled 1/1"
+
+
+def test_a_shard_is_equally_small_however_many_cases_there_are(manifest_of) -> None:
+    few = plan(manifest_of({f"c{i}": 1 for i in range(5)}, {}), shards=5, scored_roles=())
+    many = plan(manifest_of({f"c{i}": 1 for i in range(500)}, {}), shards=5, scored_roles=())
+    assert [shard.to_line() for shard in few] == [shard.to_line() for shard in many]
+
+
+def test_a_shard_of_another_dataset_is_refused(manifest, manifest_of) -> None:
+    *_, last = plan(manifest, shards=4, scored_roles=())
+    with pytest.raises(DataError, match="does not fit the dataset"):
+        last.case_ids(manifest_of({"a": 1}, {}))
 
 
 def test_the_label_of_what_is_no_shard_is_empty() -> None:
