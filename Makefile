@@ -47,6 +47,9 @@ pipelines: setup  ## Compile the pipelines, and write the components' pages, bes
 docs: setup  ## Write docs/reference again from the models and the command line
 	$(BIN)/python tools/reference.py
 
+images:  ## Build the container images; their SBOMs (CycloneDX) lie in build/images
+	@tools/images.sh
+
 clean:  ## Remove the environment, caches and everything that the commands above left
 	rm -rf $(VENV) .venv-triton .venv-triton.lock .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo local_outputs
 	find src tests components pipelines benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,3 +18,5 @@ compile requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 compile requirements/bootstrap.in -o requirements/bootstrap.txt
 # Triton's server for CPU stands apart: it wants another numpy, and only this much of its own list.
 compile requirements/triton.in --no-deps -o requirements/triton.txt
+# A tool of the images' build alone.
+compile requirements/sbom.in -o requirements/sbom.txt

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = ("dev", "runtime", "build", "bootstrap", "triton")
+LOCKS = ("dev", "runtime", "build", "bootstrap", "triton", "sbom")
 PINS = {
     "kfp": "2.17.0",
     "kfp-kubernetes": "2.17.0",

@@ -99,4 +99,14 @@ def test_the_help_lists_every_target() -> None:
         check=True,
     )
     listed = {line.split()[1] for line in done.stdout.splitlines()}
-    assert listed >= {"demo", "test", "lint", "type", "format", "lock", "pipelines", "clean"}
+    assert listed >= {
+        "demo",
+        "test",
+        "lint",
+        "type",
+        "format",
+        "lock",
+        "pipelines",
+        "images",
+        "clean",
+    }
