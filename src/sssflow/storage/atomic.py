@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,7 +40,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = path.with_name(f".{path.name}.{os.getpid()}{_TMP_SUFFIX}")
+        # Two threads may write the same file, for example an entry of a cache.
+        writer = f"{os.getpid()}-{threading.get_native_id()}"
+        tmp = path.with_name(f".{path.name}.{writer}{_TMP_SUFFIX}")
         try:
             with tmp.open("wb") as file:
                 write(file)

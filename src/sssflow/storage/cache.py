@@ -24,12 +24,16 @@ class FileCache:
 
     Args:
         root: Folder of the cache.
-        bound_bytes: Largest total size; one file larger than that is not kept.
+        bound_bytes: Largest total size; one file larger than that is not kept. What several
+            processes add at the same time may pass it by an eighth each.
     """
 
     def __init__(self, root: Path, *, bound_bytes: int) -> None:
         self._root = root
         self._bound_bytes = bound_bytes
+        # What may still come in before the folder is looked through again: to do so for each of
+        # a hundred thousand files would take longer than to fetch them.
+        self._room_bytes = 0
 
     def fetch(self, ref: ObjectRef, target: Path, load: Callable[[Path], object]) -> None:
         """Put the content that `ref` names at `target`; all or nothing.
@@ -46,12 +50,14 @@ class FileCache:
                     load(target)
                     return
                 load(entry)
+                self._room_bytes -= ref.size_bytes
             try:
                 os.utime(entry)
                 _link_or_copy(entry, target)
             except FileNotFoundError:  # a neighbour's eviction came in between
                 load(target)
-            self._evict()
+            if self._room_bytes <= 0:
+                self._evict()
 
     @property
     def size_bytes(self) -> int:
@@ -80,11 +86,16 @@ class FileCache:
                     facts = path.stat()
                     aged.append((facts.st_mtime, facts.st_size, path))
             total_bytes = sum(size for _, size, _ in aged)
+            share_bytes = self._bound_bytes // 8
+            goal_bytes = self._bound_bytes
+            if total_bytes > goal_bytes:
+                goal_bytes -= share_bytes
             for _, size, path in sorted(aged):
-                if total_bytes <= self._bound_bytes:
-                    return
+                if total_bytes <= goal_bytes:
+                    break
                 path.unlink(missing_ok=True)
                 total_bytes -= size
+            self._room_bytes = min(share_bytes, self._bound_bytes - total_bytes)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

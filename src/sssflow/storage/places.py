@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.tree import FileTree
@@ -20,8 +23,12 @@ from sssflow.storage.s3 import S3Store
 from sssflow.storage.s3_calls import S3Address, S3Config
 from sssflow.storage.uri import resolve, to_path
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 TREE_FILE = "TREE.json"
 _LARGEST_TREE_FILE_BYTES = 64 << 20
+_AT_A_TIME = 8
 
 
 class Place(ABC):
@@ -181,13 +188,12 @@ def carried_files(folder: Path) -> list[Path]:
 def push_tree(folder: Path, place: Place) -> FileTree:
     """Copy a folder's files to a place, then its manifest. Equal files that are there stay.
 
-    Hidden files and links are left out.
+    Hidden files and links are left out. Files travel side by side.
     """
-    refs = [
-        place.put_file(path, path.relative_to(folder).as_posix())
-        for path in carried_files(folder)
-        if path != folder / TREE_FILE
-    ]
+    files = [path for path in carried_files(folder) if path != folder / TREE_FILE]
+    refs = _side_by_side(
+        lambda path: place.put_file(path, path.relative_to(folder).as_posix()), files
+    )
     tree = FileTree(files=tuple(sorted(refs, key=lambda ref: ref.uri)))
     place.put_bytes(TREE_FILE, tree.to_json().encode())
     return tree
@@ -199,16 +205,35 @@ def read_tree(place: Place, *, manifest: str = TREE_FILE) -> FileTree | None:
     return None if data is None else FileTree.from_json(data, where=f"{place.uri}/{manifest}")
 
 
-def pull_tree(place: Place, folder: Path) -> FileTree | None:
+def pull_tree(
+    place: Place, folder: Path, *, wanted: Callable[[str], bool] = lambda _: True
+) -> FileTree | None:
     """Bring a published tree into `folder`, every file verified; None if there is none.
 
     Files that are there with the right digest are not fetched. A kill leaves whole files only.
+
+    Args:
+        place: Where the tree was published.
+        folder: Where it is to lie.
+        wanted: Whether a file, by its name in the tree, is to come.
     """
     tree = read_tree(place)
     if tree is None:
         return None
-    for ref in tree.files:
+
+    def fetch(ref: ObjectRef) -> None:
         target = resolve(ref.uri, base=folder)
         if not (target.is_file() and reference(target).sha256 == ref.sha256):
             place.get_file(ref, target)
+
+    _side_by_side(fetch, [ref for ref in tree.files if wanted(ref.uri)])
     return tree
+
+
+def _side_by_side(call: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """`call` of every item, some at a time, in order; after the first failure none begins."""
+    pool = ThreadPoolExecutor(_AT_A_TIME)
+    try:
+        return list(pool.map(call, items))
+    finally:
+        pool.shutdown(cancel_futures=True)

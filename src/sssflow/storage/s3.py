@@ -205,8 +205,12 @@ class S3Store:
             span = (start, min(start + part_bytes, ref.size_bytes))
             self._read(address, etag, span, sink, clock)
 
-        with ThreadPoolExecutor(self.config.parallel) as pool:
-            list(pool.map(fetch, range(0, ref.size_bytes, part_bytes)))
+        parts = range(0, ref.size_bytes, part_bytes)
+        if len(parts) == 1:
+            fetch(0)
+        else:
+            with ThreadPoolExecutor(self.config.parallel) as pool:
+                list(pool.map(fetch, parts))
         found = sha256_file(Path(file.name))
         if found != ref.sha256:
             raise _FlippedError(f"SHA-256 {found}")

@@ -163,7 +163,7 @@ def _client(config: S3Config) -> Any:
                 retries={"total_max_attempts": 1},
                 connect_timeout=config.connect_timeout_s,
                 read_timeout=config.read_timeout_s,
-                max_pool_connections=config.parallel + 2,
+                max_pool_connections=8 * config.parallel + 2,
                 request_checksum_calculation=config.checksums,
                 response_checksum_validation=config.checksums,
                 s3={"addressing_style": style},

@@ -100,6 +100,28 @@ def test_a_manifest_that_climbs_is_refused(place: Place, tmp_path: Path) -> None
         pull_tree(place, tmp_path / "target")
 
 
+def test_of_a_tree_only_what_is_wanted_comes(place: Place, tmp_path: Path) -> None:
+    push_tree(folder_with(tmp_path / "source", a="1", b__x="2", b__y="3"), place)
+    pull_tree(place, tmp_path / "target", wanted=lambda name: name in {"a", "b/y"})
+    found = sorted(p.name for p in (tmp_path / "target").rglob("*") if p.is_file())
+    assert found == ["a", "y"]
+
+
+def test_after_a_file_that_cannot_be_brought_no_further_one_is_begun(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Broken(FilePlace):
+        def get_file(self, ref: ObjectRef, target: Path) -> None:
+            asked.append(ref.uri)
+            raise DataError("gone")
+
+    place = Broken(tmp_path / "place")
+    push_tree(folder_with(tmp_path / "source", **{f"f{i:04}": "x" for i in range(500)}), place)
+    with pytest.raises(DataError, match="gone"):
+        pull_tree(place, tmp_path / "target")
+    assert len(asked) < 500
+
+
 def test_deleting_twice_is_no_error(place: Place) -> None:
     place.put_bytes("a", b"1")
     place.delete("a")
@@ -165,6 +187,20 @@ def test_the_cache_forgets_what_was_used_longest_ago_and_keeps_its_bound(tmp_pat
     assert (tmp_path / "b").read_bytes() == b"b" * 10
     cache.fetch(ref_of(loads["b"].data), tmp_path / "b2", loads["b"])
     assert loads["b"].calls == 2
+
+
+def test_the_cache_looks_through_its_folder_once_for_many_small_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = FileCache(tmp_path / "cache", bound_bytes=8000)
+    looks: list[bool] = []
+    entries = cache._entries
+    monkeypatch.setattr(cache, "_entries", lambda: looks.append(True) or entries())
+    for i in range(200):
+        load = Counted(f"{i:010}".encode())
+        cache.fetch(ref_of(load.data), tmp_path / str(i), load)
+    # 2000 bytes, and a look for every eighth of the bound that came in.
+    assert len(looks) == 2
 
 
 def test_a_file_larger_than_the_cache_passes_by_it(tmp_path: Path) -> None:
