@@ -62,7 +62,7 @@ class Pool:
     _running: list[_Worker] = field(default_factory=list)
     _alone: list[RunOrder] = field(default_factory=list)
 
-    def run(self, orders: Sequence[RunOrder], done: Callable[[RunOrder], None]) -> None:
+    def run(self, orders: Sequence[RunOrder], done: Callable[[RunOrder], object]) -> None:
         """Run all orders; returns when every process has ended.
 
         Failures are collected. After SIGINT or SIGTERM nothing more is started, the running ones
@@ -97,7 +97,7 @@ class Pool:
         needed = _HEADROOM * max(gpu["held_gib"] for gpu in gpus) + _SPARE_GIB
         return bool(min(gpu["free_gib"] for gpu in gpus) >= needed)
 
-    def _reap(self, done: Callable[[RunOrder], None]) -> None:
+    def _reap(self, done: Callable[[RunOrder], object]) -> None:
         for worker in [w for w in self._running if w.process.poll() is not None]:
             self._running.remove(worker)
             _close(worker)

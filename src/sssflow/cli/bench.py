@@ -58,6 +58,14 @@ def bench(
     threads: Annotated[
         int, typer.Option(min=0, help="CPU threads of each run; 0: the cores divided.")
     ] = 0,
+    collected: Annotated[
+        Path | None,
+        typer.Option(
+            "--collect",
+            metavar="FILE.tar",
+            help="Afterwards, also if runs failed: tables, results, logs and the best small model.",
+        ),
+    ] = None,
     listing: Annotated[
         bool, typer.Option("--list", help="Show protocols, variants and methods, and stop.")
     ] = False,
@@ -89,7 +97,7 @@ def bench(
     }
     config = parse_config(BenchConfig, wanted, source="sssflow bench")
     _run(context, chosen, config, need(out, "OUT", "the folder for runs and tables"), dry_run,
-         {"source": source, "dataset": dataset})  # fmt: skip
+         {"source": source, "dataset": dataset}, collected)  # fmt: skip
 
 
 def _run(
@@ -99,8 +107,10 @@ def _run(
     out: Path,
     dry_run: bool,
     places: dict[str, Path | None],
+    collected: Path | None,
 ) -> None:
     from sssflow.bench import stage
+    from sssflow.bench.collect import collect
 
     keys = stage.plan(protocol, config)
     reads = {name: path for name, path in places.items() if path is not None}
@@ -114,8 +124,12 @@ def _run(
     )
     if not shown.start(context, dry_run=dry_run):
         return
-    with working(f"bench {protocol.name}"):
-        record = stage.run(protocol, config, stage.Inputs(**places), out)
+    try:
+        with working(f"bench {protocol.name}"):
+            record = stage.run(protocol, config, stage.Inputs(**places), out)
+    finally:
+        if collected is not None and (out / stage.TABLE_FILE).exists():
+            collect(out, collected)
     finish(
         out / stage.TABLE_FILE,
         {"runs": f"{len(record.results)} of {len(keys)}", "CSV": out / stage.CSV_FILE},

@@ -1,0 +1,107 @@
+"""One run of a benchmark, in this process: resumption, and networks whose mean is measured."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from sssflow.bench.config import BenchConfig
+from sssflow.bench.plan import RunOrder, settings_beside, settings_of
+from sssflow.bench.protocol import Protocol
+from sssflow.bench.run import run
+from sssflow.bench.scores import read_scores
+from sssflow.contracts.bench import RunKey
+from sssflow.contracts.model import TrainedModel
+from sssflow.errors import UsageError
+from sssflow.ingest import relabel
+from sssflow.storage.contracts import load_contract
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def order_for(
+    protocol: Protocol,
+    whole: Path,
+    out: Path,
+    *,
+    variant: str = "default",
+    lines: tuple[str, ...] = (),
+) -> RunOrder:
+    key = RunKey(method="supervised", variant=variant, labelled=2, seed=1)
+    settings = settings_of(protocol, BenchConfig(settings=lines), key)
+    manifest = relabel.run(whole, 2, out / "data")
+    return RunOrder(
+        key=key,
+        protocol=protocol.name,
+        experiment=settings,
+        beside=settings_beside(settings, variant),
+        warmup_share=0.4,
+        dataset=out / "data" / relabel.MANIFEST,
+        dataset_digest=manifest.digest,
+        out=out / "run",
+        chains=out / "chains",
+    )
+
+
+def test_a_stopped_run_goes_on_and_ends_like_one_that_was_not_stopped(
+    tiny_protocol: Protocol, whole: Path, tmp_path: Path
+) -> None:
+    lines = ("train.checkpoint_every_steps=2",)
+    stopped = order_for(tiny_protocol, whole, tmp_path / "stopped", lines=lines)
+
+    def stop_at_four(message: str) -> None:
+        if "step 4 of 6" in message:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(stopped, stop_at_four)
+    said: list[str] = []
+    result = run(stopped, said.append)
+    assert [line.split(",")[0] for line in said if "step" in line] == [
+        f"supervised: step {step} of 6" for step in (3, 4, 5, 6)
+    ]
+    plain = run(order_for(tiny_protocol, whole, tmp_path / "plain", lines=lines))
+    assert result.model_digest == plain.model_digest
+    assert result.strict["dice"] == plain.strict["dice"]
+
+    said.clear()
+    assert run(stopped, said.append) == result
+    assert said == [], "a finished run is taken over"
+    other = stopped.model_copy(update={"warmup_share": 0.3})
+    with pytest.raises(UsageError, match="other settings or data"):
+        run(other)
+
+
+def test_two_networks_of_different_seeds_are_measured_by_their_mean(
+    tiny_protocol: Protocol, whole: Path, tmp_path: Path
+) -> None:
+    order = order_for(tiny_protocol, whole, tmp_path, variant="two")
+    result = run(order)
+    models = [
+        load_contract(TrainedModel, order.out / name / "model" / "model.json")
+        for name in ("train", "train2")
+    ]
+    assert models[0].weights.sha256 != models[1].weights.sha256
+    assert result.steps_in_all == 12
+    assert result.weights_bytes == sum(model.weights.size_bytes for model in models)
+    assert set(result.wall_time_s) == {"train", "train2", "evaluate"}
+
+    with (order.out / result.cases.uri).open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["model"] for row in rows} == {"train", "train2", "average"}
+    wanted = [float(r["strict_dice"]) for r in rows if r["model"] == "average" and r["strict_dice"]]
+    table = read_scores(result, order.out).tables["strict_dice"]
+    assert table.score_nc[~(table.score_nc != table.score_nc)].tolist() == wanted
+
+
+def test_the_digest_of_an_order_names_the_networks_beside_too(
+    tiny_protocol: Protocol, whole: Path, tmp_path: Path
+) -> None:
+    order = order_for(tiny_protocol, whole, tmp_path, variant="two")
+    assert [train.seed for train in order.beside] == [100_001]
+    assert order.digest != order.model_copy(update={"beside": ()}).digest
+    assert order.digest == RunOrder.model_validate_json(order.model_dump_json()).digest

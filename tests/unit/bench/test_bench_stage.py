@@ -1,0 +1,106 @@
+"""A whole benchmark on drawn discs, in processes of its own: stop, go on, fail apart, compare."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sssflow.bench import stage
+from sssflow.bench.config import BenchConfig
+from sssflow.bench.protocol import Protocol
+from sssflow.contracts.bench import BenchRecord, RunFailure, RunResult
+from sssflow.errors import InterruptedRun, UsageError
+from sssflow.storage.contracts import load_contract
+
+SUPERVISED, FAILING = "supervised-default-l2-s1", "bcp-default-l2-s1"
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((out / stage.CSV_FILE).read_text("utf-8"))))
+
+
+def stop_once_there(folder: Path) -> threading.Thread:
+    """Send SIGTERM to this process, which runs the benchmark, when `folder` has a checkpoint."""
+
+    def wait() -> None:
+        until_s = time.monotonic() + 300
+        while not list(folder.glob("step_*")) and time.monotonic() < until_s:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+def test_a_benchmark_stops_goes_on_fails_apart_and_compares(
+    tiny_protocol: Protocol, tiny_bench: BenchConfig, whole: Path, tmp_path: Path
+) -> None:
+    """One story, because every start of a process costs seconds."""
+    inputs = stage.Inputs(dataset=whole)
+    # bcp refuses batches that are not even, so that run alone fails.
+    lines = ("train.batch_labelled=3", "train.steps=150", "train.checkpoint_every_steps=5")
+    alone = tiny_bench.model_copy(update={"methods": ("supervised",), "settings": lines})
+    checkpoints = tmp_path / "runs" / SUPERVISED / "train" / "checkpoints"
+    thread = stop_once_there(checkpoints)
+    with pytest.raises(InterruptedRun, match="0 of 1 runs are there"):
+        stage.run(tiny_protocol, alone, inputs, tmp_path)
+    thread.join()
+    record = load_contract(BenchRecord, tmp_path / stage.RECORD_FILE)
+    assert record.missing == (SUPERVISED,) or SUPERVISED in record.failures
+    reached = max(int(path.name[-8:]) for path in checkpoints.glob("step_*"))
+    assert 0 < reached < 150
+
+    both = alone.model_copy(update={"methods": ("supervised", "bcp"), "parallel": 2})
+    with pytest.raises(UsageError, match="1 of 2 runs failed"):
+        stage.run(tiny_protocol, both, inputs, tmp_path)
+    log = (tmp_path / "runs" / SUPERVISED / "log.txt").read_text("utf-8")
+    assert "Traceback" not in log
+    record = load_contract(BenchRecord, tmp_path / stage.RECORD_FILE)
+    assert set(record.results) == {SUPERVISED}
+    assert list(record.failures) == [FAILING]
+    failure = load_contract(RunFailure, tmp_path / "runs" / FAILING / "failure.json")
+    assert failure.exit_code == 64
+    page = (tmp_path / stage.TABLE_FILE).read_text("utf-8")
+    assert "## Runs without a result" in page
+    assert FAILING in page
+    assert "Measured on the validation patients, which also chose each model's step" in page
+
+    finished = tmp_path / "runs" / SUPERVISED / "result.json"
+    before = finished.stat().st_mtime_ns
+    record = stage.run(tiny_protocol, alone, inputs, tmp_path)
+    assert finished.stat().st_mtime_ns == before, "a finished run is taken over"
+    assert record.failures == {}
+    result = load_contract(RunResult, finished)
+    assert result.steps_in_all == 150
+    assert result.roles == ("validation",)
+    assert [row["status"] for row in rows(tmp_path) if row["seed"]] == ["done"]
+
+    changed = alone.model_copy(update={"settings": (*lines, "train.optimiser.learning_rate=0.001")})
+    with pytest.raises(UsageError, match="1 of 1 runs failed"):
+        stage.run(tiny_protocol, changed, inputs, tmp_path)
+    assert finished.stat().st_mtime_ns == before, "another run's result is not overwritten"
+
+
+def test_the_data_come_from_one_place(
+    tiny_protocol: Protocol, tiny_bench: BenchConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no scans"):
+        stage.run(tiny_protocol, tiny_bench, stage.Inputs(), tmp_path)
+
+
+def test_settings_that_do_not_fit_are_refused_before_any_run(
+    tiny_protocol: Protocol, tiny_bench: BenchConfig, whole: Path, tmp_path: Path
+) -> None:
+    wrong = tiny_bench.model_copy(update={"settings": ("train.step=5",)})
+    with pytest.raises(UsageError, match="steps"):
+        stage.run(tiny_protocol, wrong, stage.Inputs(dataset=whole), tmp_path)
+    assert list(tmp_path.iterdir()) == []
