@@ -109,7 +109,7 @@ def test_a_volume_survives_a_killed_and_restarted_server_no_slice_twice_none_mis
         restarted.set()
 
     helper = threading.Thread(target=restart)
-    config = ClientConfig(url=server.grpc_url, patience_s=60, concurrency=2)
+    config = ClientConfig(url=server.grpc_url, patience_s=300, concurrency=2)
     with TritonClient(config) as client:
         for key, answer in client.run_all(jobs(40)):
             done.append(key)

@@ -112,8 +112,8 @@ class DatasetManifest(Contract):
     split_rule: str = Field(description="How roles were given, in words a reader can check.")
     label_order: tuple[str, ...] = Field(
         (),
-        description="Patients that may be labelled, in the order in which labels are given; with "
-        "it a reader can give fewer of them than this dataset does.",
+        description="The labelled patients in the order in which labels were given; with it a "
+        "reader can give fewer of them than this dataset does.",
     )
     cases: tuple[Case, ...] = Field(min_length=1)
 

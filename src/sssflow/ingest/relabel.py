@@ -29,7 +29,7 @@ def run(dataset: Path, labelled: Amount, out: Path) -> DatasetManifest:
 
     Args:
         dataset: The manifest.json of a dataset whose `label_order` is known.
-        labelled: Patients, or a share of those that may be labelled.
+        labelled: Patients, or a share of the labelled ones.
         out: Folder; an earlier manifest in it is replaced.
 
     Raises:
@@ -50,6 +50,7 @@ def run(dataset: Path, labelled: Amount, out: Path) -> DatasetManifest:
     manifest = whole.model_copy(
         update={
             "cases": cases,
+            "label_order": kept,
             "split_rule": f"{whole.split_rule}; of these only the first {len(kept)} of the label "
             "order stay labelled, the others are unlabelled",
         }
@@ -59,10 +60,9 @@ def run(dataset: Path, labelled: Amount, out: Path) -> DatasetManifest:
     return manifest
 
 
-def _kept(whole: DatasetManifest, labelled: Amount, dataset: Path) -> set[str]:
-    have = {case.patient_id for case in whole.labelled(Role.LABELLED)}
-    order = [patient for patient in whole.label_order if patient in have]
-    count = labelled if isinstance(labelled, int) else int(labelled * len(whole.label_order) + 0.5)
+def _kept(whole: DatasetManifest, labelled: Amount, dataset: Path) -> tuple[str, ...]:
+    order = whole.label_order
+    count = labelled if isinstance(labelled, int) else int(labelled * len(order) + 0.5)
     if not 1 <= count <= len(order):
         raise UsageError(
             "The dataset cannot give so many labelled patients.",
@@ -71,7 +71,7 @@ def _kept(whole: DatasetManifest, labelled: Amount, dataset: Path) -> set[str]:
             found=labelled,
             action="Pack it again with ingest.split.labelled=all.",
         )
-    return set(order[:count])
+    return order[:count]
 
 
 def _unlabelled(case: LabelledCase) -> UnlabelledCase:

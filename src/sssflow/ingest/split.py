@@ -63,19 +63,9 @@ def assign_roles(dataset: SourceDataset, config: SplitConfig) -> Split:
     _check_masks(kept, roles)
     cases = sorted((_assigned(case, roles) for case in kept), key=lambda c: c.source.case_id)
     notes = [f"{len(useless)} scans without masks are left out: their patients have another role"]
-    order = _label_order(pool, roles)
+    # Unlabelled patients are left out: nothing may tell whether somebody has masks of them.
+    order = tuple(patient for patient in pool if roles.get(patient) == Role.LABELLED)
     return Split(tuple(cases), rule, order, tuple(notes if useless else ()))
-
-
-def _label_order(pool: Sequence[str], roles: Mapping[str, Role]) -> tuple[str, ...]:
-    """Labelled patients first, each part in the order of the pool; others' roles stay theirs."""
-    given = {patient: roles.get(patient, Role.UNLABELLED) for patient in pool}
-    return tuple(
-        patient
-        for wanted in (Role.LABELLED, Role.UNLABELLED)
-        for patient, role in given.items()
-        if role == wanted
-    )
 
 
 def _assigned(case: SourceCase, roles: Mapping[str, Role]) -> AssignedCase:
