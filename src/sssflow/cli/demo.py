@@ -49,4 +49,4 @@ def demo(
         notes=("takes minutes on a laptop; the same command continues an interrupted demo",),
     )
     if plan.start(context, dry_run=dry_run):
-        close(run_here(experiment, out, None), out)
+        close(run_here(experiment, out), out)

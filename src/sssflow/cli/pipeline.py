@@ -23,6 +23,7 @@ from sssflow.cli.session import (
     read_experiment,
     show_config,
 )
+from sssflow.storage.uri import to_path
 
 if TYPE_CHECKING:
     from sssflow.contracts.evaluation import EvaluationSummary
@@ -55,8 +56,15 @@ def run(
         Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
     ] = None,
     source: Annotated[
-        Path | None,
-        typer.Option("--source", help="Folder of scans; without it the phantoms of --config."),
+        str | None,
+        typer.Option(
+            "--source",
+            help="Folder of scans, or s3:// scans; without it the phantoms of --config.",
+        ),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", help="Where tasks keep their results, s3:// too; default: OUT."),
     ] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
@@ -71,28 +79,35 @@ def run(
     out = need(out, "OUT", "the folder for the results")
     if source is None:
         experiment.require_phantoms()
-    else:
-        require_scans(source, experiment.ingest.layout)
+    elif not source.startswith("s3://"):
+        require_scans(to_path(source), experiment.ingest.layout)
     plan = Plan(
         "pipeline run",
         f"{_what(experiment)}, with KFP's local runner",
         out,
-        {} if source is None else {"scans": source},
-        ("finished tasks are kept in OUT/work: the same command continues an interrupted run",),
+        {} if source is None or source.startswith("s3://") else {"scans": to_path(source)},
+        (
+            f"finished tasks are kept in {store or 'OUT/work'}: "
+            "the same command continues an interrupted run",
+        ),
     )
     if plan.start(context, dry_run=dry_run):
-        result = run_here(experiment, out, source)
+        result = run_here(experiment, out, source, store)
         close(result, out)
 
 
-def run_here(experiment: ExperimentConfig, out: Path, source: Path | None) -> LocalRunResult:
+def run_here(
+    experiment: ExperimentConfig, out: Path, source: str | None = None, store: str | None = None
+) -> LocalRunResult:
     """Run the pipeline into `out` and show its tasks; `out/work` keeps what it needs to go on."""
     from sssflow.pipeline.ir import compiled_pipeline
     from sssflow.pipeline.local import run_local
 
     parameters = {"config_json": experiment.model_dump_json()}
     if source is not None:
-        parameters["source"] = str(source.absolute())
+        parameters["source"] = _absolute(source)
+    if store is not None:
+        parameters["store_uri"] = _absolute(store)
     with working("pipeline") as watch:
         return run_local(
             compiled_pipeline(), parameters, out / "work", out=out, on_event=_shown_by(watch)
@@ -127,6 +142,10 @@ def figures(summary: EvaluationSummary) -> dict[str, object]:
         coarse = percent(quality.coarse.value) if quality.coarse else "unknown"
         facts["Dice, SAM-2 masks"] = f"{percent(quality.sam2.value)} (coarse masks: {coarse})"
     return facts
+
+
+def _absolute(address: str) -> str:
+    return address if "://" in address else str(Path(address).absolute())
 
 
 def _what(experiment: ExperimentConfig) -> str:

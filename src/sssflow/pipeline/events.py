@@ -1,8 +1,13 @@
-"""What the tasks of a local run tell the process that started it: one JSON line per event."""
+"""What the tasks of a local run tell the process that started it: one JSON line per event.
+
+The run gives its tasks a temporary folder of their own and makes a folder for events in it; on a
+cluster there is no such folder, and nothing is told.
+"""
 
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Literal
@@ -11,6 +16,7 @@ from pydantic import ValidationError
 
 from sssflow.contracts.base import Record
 
+EVENTS_FOLDER = "sssflow-events"
 EVENTS_FILE = "events.jsonl"
 _STOP_FILE = "stop"
 
@@ -43,15 +49,23 @@ class TaskEvent(Record):
 
 
 class EventLog:
-    """Appends events of one task to a file that several processes share."""
+    """Appends events of one task to a file that several processes share.
 
-    def __init__(self, folder: Path, task: str, label: str) -> None:
-        self._path = folder / EVENTS_FILE
+    Args:
+        folder: Where the file lies; None: nobody listens.
+        task: Name of the component.
+        label: Which of its uses.
+    """
+
+    def __init__(self, folder: Path | None, task: str, label: str) -> None:
+        self._path = None if folder is None else folder / EVENTS_FILE
         self._task = task
         self._label = label
 
     def write(self, state: State, message: str = "", exit_code: int = 0) -> None:
         """Append one event with a single write, so that lines of two processes never mix."""
+        if self._path is None:
+            return
         event = TaskEvent(
             task=self._task,
             label=self._label,
@@ -60,7 +74,6 @@ class EventLog:
             exit_code=exit_code,
             time_s=time.time(),
         )
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, event.model_dump_json().encode() + b"\n")
@@ -94,17 +107,17 @@ class EventReader:
         return events
 
 
-def request_stop(store: Path) -> None:
-    """Let no task of this store begin; KFP's loops go on after a failure or a signal."""
-    store.mkdir(parents=True, exist_ok=True)
-    (store / _STOP_FILE).touch()
+def listening_folder() -> Path | None:
+    """The folder of events of the local run that this process is a task of; None outside one."""
+    folder = Path(tempfile.gettempdir()) / EVENTS_FOLDER
+    return folder if folder.is_dir() else None
 
 
-def clear_stop(store: Path) -> None:
-    """Let tasks begin again."""
-    (store / _STOP_FILE).unlink(missing_ok=True)
+def request_stop(folder: Path) -> None:
+    """Let no task of this run begin; KFP's loops go on after a failure or a signal."""
+    (folder / _STOP_FILE).touch()
 
 
-def stop_requested(store: Path) -> bool:
+def stop_requested(folder: Path | None) -> bool:
     """Whether no task may begin."""
-    return (store / _STOP_FILE).exists()
+    return folder is not None and (folder / _STOP_FILE).exists()

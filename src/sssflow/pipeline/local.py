@@ -24,12 +24,12 @@ from sssflow.errors import (
     UnavailableError,
     UsageError,
 )
-from sssflow.pipeline.events import EventReader, TaskEvent, clear_stop, request_stop
+from sssflow.pipeline.events import EVENTS_FOLDER, EventReader, TaskEvent, request_stop
 from sssflow.pipeline.ir import require_kfp
 from sssflow.pipeline.local_worker import WorkOrder
 from sssflow.pipeline.results import LocalRunResult, collect, require_own_folder
+from sssflow.pipeline.store import Store, program_digest
 from sssflow.storage.atomic import disk_errors
-from sssflow.storage.uri import to_path
 
 LOG_FILE = "pipeline.log"
 
@@ -60,8 +60,9 @@ def run_local(
 
     Args:
         ir_path: Compiled pipeline.
-        parameters: Its parameters; `store_uri` is the folder `store` in `work_dir` if not given.
-        work_dir: Everything of the run: `store/`, `kfp/`, `pipeline.log`.
+        parameters: Its parameters; `store_uri` is the folder `store` in `work_dir` if not given,
+            and may lie in S3.
+        work_dir: Everything else of the run: `kfp/`, `pipeline.log`.
         out: Folder for what a reader wants (see `results.collect`); `results` in `work_dir` if
             not given.
         on_event: Called in this thread for each event of a task, in order.
@@ -84,7 +85,9 @@ def run_local(
         with _alone(work_dir):
             arguments = {"store_uri": (work_dir / "store").as_uri(), **parameters}
             outputs = _run(ir_path.absolute(), arguments, work_dir, on_event or _ignore)
-            gathered = collect(outputs, target)
+            store = Store(str(arguments["store_uri"]), program=program_digest())
+            with contextlib.closing(store):
+                gathered = collect(outputs, target, store=store)
     return LocalRunResult(
         out=target,
         summary=gathered.summary,
@@ -100,7 +103,7 @@ def run_local(
 class _Follower:
     """Passes the events of tasks on, remembers the failures, and lets no task start after one."""
 
-    store: Path
+    folder: Path
     reader: EventReader
     on_event: Callable[[TaskEvent], None]
     failures: list[TaskEvent]
@@ -109,7 +112,7 @@ class _Follower:
         for event in self.reader.new_events():
             if event.state == "failed":
                 self.failures.append(event)
-                request_stop(self.store)
+                request_stop(self.folder)
             self.on_event(event)
 
 
@@ -120,12 +123,12 @@ def _run(
     on_event: Callable[[TaskEvent], None],
 ) -> dict[str, str]:
     """The pipeline's outputs; anything else is an exception."""
-    store = to_path(str(parameters["store_uri"]))
-    clear_stop(store)
-    follower = _Follower(store, EventReader(store), on_event, [])
     log_path = work_dir / LOG_FILE
     # The temporary folder is short: sockets of PyTorch's workers live there.
     with tempfile.TemporaryDirectory(prefix="sssflow-") as tmp, log_path.open("wb") as log:
+        events = Path(tmp) / EVENTS_FOLDER
+        events.mkdir()
+        follower = _Follower(events, EventReader(events), on_event, [])
         order = WorkOrder(
             ir_path=ir_path,
             parameters=dict(parameters),
@@ -159,7 +162,7 @@ def _wait(worker: subprocess.Popen[bytes], follower: _Follower) -> bool:
             while worker.poll() is None:
                 follower.look()
                 if asked and deadline_s == float("inf"):
-                    request_stop(follower.store)
+                    request_stop(follower.folder)
                     _signal_group(worker, signal.SIGTERM)
                     deadline_s = time.monotonic() + _GRACE_S
                 if time.monotonic() > deadline_s:

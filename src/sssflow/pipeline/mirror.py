@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from sssflow.contracts.base import ObjectRef
@@ -20,6 +21,7 @@ from sssflow.storage.uri import resolve
 
 PARTIAL_FILE = "PARTIAL.json"
 _PERIOD_S = 30.0
+_FIRST_S = 2.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -31,7 +33,8 @@ class Mirror:
         root: Folder that stands for it here.
         finished: The same place with a cache; None: `place`. Files of unfinished folders change,
             and a cache hands out links to one copy, so that they never go through it.
-        period_s: Time between two looks at a folder in work.
+        period_s: Time between two looks at a folder in work; shorter ones, doubling, come first,
+            so that a task that is killed early does not lose all of it.
     """
 
     def __init__(
@@ -49,8 +52,10 @@ class Mirror:
         self._here: set[Path] = set()
         self._work: _Work | None = None
 
-    def bring(self, folder: Path) -> bool:
+    def bring(self, folder: Path, wanted: Callable[[str], bool] | None = None) -> bool:
         """Bring a finished result here, once; False if the store has none.
+
+        With `wanted`, which says of a file's name whether it is needed, the others stay there.
 
         Raises:
             DataError: A file of the result has changed or is missing.
@@ -58,9 +63,11 @@ class Mirror:
         """
         if folder in self._here:
             return True
-        if pull_tree(self._of(folder, self._finished), folder) is None:
+        place = self._of(folder, self._finished)
+        if pull_tree(place, folder, wanted=wanted or (lambda _: True)) is None:
             return False
-        self._here.add(folder)
+        if wanted is None:
+            self._here.add(folder)
         return True
 
     def bring_partial(self, folder: Path) -> None:
@@ -140,8 +147,10 @@ class _Work:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._period_s):
+        wait_s = min(_FIRST_S, self._period_s)
+        while not self._stopped.wait(wait_s):
             self.carry()
+            wait_s = min(2 * wait_s, self._period_s)
 
     def carry(self) -> None:
         """One look: send what is new or has changed, then the manifest."""

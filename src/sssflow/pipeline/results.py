@@ -12,7 +12,7 @@ from sssflow.contracts.dataset import DatasetManifest
 from sssflow.contracts.evaluation import EvaluationSummary, Figure
 from sssflow.contracts.run import RunRecord
 from sssflow.errors import InternalError, UsageError
-from sssflow.pipeline.store import follow_pointer
+from sssflow.pipeline.store import Store
 from sssflow.storage.atomic import disk_errors, write_bytes
 from sssflow.storage.contracts import save_contract
 from sssflow.storage.digest import verified_path
@@ -111,8 +111,10 @@ def require_own_folder(out: Path) -> None:
         )
 
 
-def collect(outputs: Mapping[str, str], out: Path) -> Gathered:
+def collect(outputs: Mapping[str, str], out: Path, *, store: Store) -> Gathered:
     """Read and check every result, and copy what a reader wants from the store into `out`.
+
+    Results of a store in S3 are brought here first, every file verified.
 
     `out` gets the evaluation's files, `bundle/`, `runs/<name>/run.json`, `tensorboard/<name>/`
     and `dataset.json`; of the same names what was there before is replaced.
@@ -129,10 +131,10 @@ def collect(outputs: Mapping[str, str], out: Path) -> Gathered:
             expected=", ".join(OUTPUTS),
             found=f"missing: {', '.join(missing)}",
         )
-    manifest, _ = follow_pointer(DatasetManifest, outputs["dataset"])
-    summary, summary_path = follow_pointer(EvaluationSummary, outputs["evaluation"])
-    bundle, bundle_path = follow_pointer(ModelBundle, outputs["bundle"])
-    runs = {name: follow_pointer(RunRecord, outputs[name]) for name in _RUNS}
+    manifest, _ = store.follow(DatasetManifest, outputs["dataset"])
+    summary, summary_path = store.follow(EvaluationSummary, outputs["evaluation"])
+    bundle, bundle_path = store.follow(ModelBundle, outputs["bundle"])
+    runs = {name: store.follow(RunRecord, outputs[name]) for name in _RUNS}
     require_own_folder(out)
     with disk_errors(out):
         write_bytes(out / _OURS, b"")

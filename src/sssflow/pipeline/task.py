@@ -13,14 +13,14 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from sssflow.contracts.base import Contract
 from sssflow.errors import DataError, InternalError, InterruptedRun, SssflowError
-from sssflow.pipeline.events import EventLog, stop_requested
+from sssflow.pipeline.events import EventLog, listening_folder, stop_requested
 from sssflow.pipeline.store import Store, program_digest
 from sssflow.storage.atomic import disk_errors
 from sssflow.storage.contracts import load_contract
@@ -64,9 +64,17 @@ class Task:
         self._events = events
         self._reused = False
 
-    def read(self, kind: type[K], pointer: str) -> tuple[K, Path]:
-        """The contract that an input points to, checked by digest, and its path."""
-        return self._store.follow(kind, pointer)
+    def read(
+        self,
+        kind: type[K],
+        pointer: str,
+        files_of: Callable[[K], Collection[str]] | None = None,
+    ) -> tuple[K, Path]:
+        """The contract that an input points to, checked by digest, and its path.
+
+        Of a store in S3 the files beside it are brought too: all, or those that `files_of` names.
+        """
+        return self._store.follow(kind, pointer, files_of)
 
     def read_all(self, kind: type[K], pointers: Sequence[str]) -> list[tuple[K, Path]]:
         """`read` for each pointer."""
@@ -171,9 +179,10 @@ def component_task(name: str, label: str, store_uri: str) -> Iterator[Task]:
         store = Store(store_uri, program=program_digest())
     except SssflowError as error:
         _fail(error, None)
-    events = EventLog(store.root, name, label)
+    listening = listening_folder()
+    events = EventLog(listening, name, label)
     with contextlib.closing(store), _exit_on_failure(name, label, events), disk_errors(store.root):
-        if stop_requested(store.root):
+        if stop_requested(listening):
             raise InterruptedRun("The task did not begin: the run is being stopped.")
         events.write("started")
         with _interruptible(), _progress_from_logs(events):

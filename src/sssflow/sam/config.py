@@ -50,7 +50,9 @@ class OnnxConfig(Config):
     """Settings of the backend `onnx`."""
 
     bundle: str | None = Field(
-        None, description="Folder that `sssflow export sam2` wrote; needed by the backend onnx."
+        None,
+        description="Folder that `sssflow export sam2` wrote; for the backend triton, which reads "
+        "its bundle.json alone, an s3:// address too.",
     )
     threads: int = Field(0, ge=0, description="Threads of ONNX Runtime; 0: one per core.")
     spinning: bool = Field(

@@ -89,7 +89,8 @@ def load_onnx_promptable(config: SamConfig) -> GraphPromptable:
         DataError: A file is missing or changed.
         UnavailableError: The device is not there.
     """
-    bundle, folder = read_bundle(config)
+    bundle = read_bundle(config)
+    folder = _local_folder(config.onnx)
     files = {
         graph.graph: verified_path(graph.file, base=folder)
         for graph in bundle.graphs
@@ -108,23 +109,23 @@ def load_onnx_promptable(config: SamConfig) -> GraphPromptable:
     )
 
 
-def read_bundle(config: SamConfig) -> tuple[Sam2Bundle, Path]:
-    """The bundle that the configuration names, held against it, and its folder.
+def read_bundle(config: SamConfig) -> Sam2Bundle:
+    """The bundle that the configuration names, held against it; its graphs are not read.
 
     Raises:
         UsageError: None is named, or it is of another model, input size or weights.
         DataError: It cannot be read.
+        UnavailableError: It lies in S3, and the store cannot be used now.
     """
     settings: OnnxConfig = config.onnx
     if settings.bundle is None:
         raise UsageError(
             f"The backend {config.backend} needs exported graphs.",
             where="sam.onnx.bundle",
-            expected="the folder that `sssflow export sam2` wrote",
+            expected="the folder that `sssflow export sam2` wrote, or where it lies in S3",
             action="Run `sssflow export sam2 OUT` and set sam.onnx.bundle to OUT.",
         )
-    folder = Path(settings.bundle)
-    bundle = load_contract(Sam2Bundle, folder / SAM2_BUNDLE_FILE)
+    bundle = _load(settings.bundle)
     wanted = [f"SAM-2 {config.version} {config.size}", f"input size {config.input_size}"]
     found = [f"SAM-2 {bundle.sam2_version} {bundle.variant}"]
     found += [f"input size {config.input_size if _has(bundle, config) else bundle.sizes_px()}"]
@@ -134,13 +135,42 @@ def read_bundle(config: SamConfig) -> tuple[Sam2Bundle, Path]:
     if wanted != found:
         raise UsageError(
             "The exported graphs are not those of the configuration.",
-            where=folder,
+            where=settings.bundle,
             expected=", ".join(wanted),
             found=", ".join(found),
             action="Set sam.size, sam.version and sam.input_size to the bundle's, or export again "
             "from these weights.",
         )
-    return bundle, folder
+    return bundle
+
+
+def _load(folder: str) -> Sam2Bundle:
+    if not folder.startswith("s3://"):
+        return load_contract(Sam2Bundle, Path(folder) / SAM2_BUNDLE_FILE)
+    from sssflow.storage.places import open_place  # boto3 is needed for addresses in S3 alone
+
+    data = open_place(folder).get_bytes(SAM2_BUNDLE_FILE)
+    where = f"{folder.rstrip('/')}/{SAM2_BUNDLE_FILE}"
+    if data is None:
+        raise DataError(
+            "There is no bundle of SAM-2 graphs here.",
+            where=where,
+            action="Copy it there with `sssflow data push FOLDER ADDRESS`, or correct the address.",
+        )
+    return Sam2Bundle.from_json(data, where=where)
+
+
+def _local_folder(settings: OnnxConfig) -> Path:
+    """Where the graphs lie that this process is to load."""
+    folder = settings.bundle or ""
+    if folder.startswith("s3://"):
+        raise UsageError(
+            "The backend onnx loads its graphs from a folder of this machine.",
+            where="sam.onnx.bundle",
+            found=folder,
+            action="Copy the bundle here first, or set sam.backend to triton.",
+        )
+    return Path(folder)
 
 
 def _has(bundle: Sam2Bundle, config: SamConfig) -> bool:

@@ -44,7 +44,7 @@ def load_triton_promptable(config: SamConfig) -> GraphPromptable:
         DataError: The bundle cannot be read.
         UnavailableError: The server is not there, or does not serve the models.
     """
-    bundle, _ = read_bundle(config)
+    bundle = read_bundle(config)
     client = TritonClient(config.triton)
     client.wait_ready(f"sam2_{graph.graph}" for graph in bundle.graphs)
     return GraphPromptable(

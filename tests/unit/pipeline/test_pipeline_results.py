@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from s3_server import Server
 from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.bundle import ModelBundle, ParityFigure
 from sssflow.contracts.evaluation import EvaluationSummary, Figure, ModelFigures, PairedGain
@@ -13,9 +17,11 @@ from sssflow.contracts.model import Preprocessing
 from sssflow.contracts.run import RunRecord
 from sssflow.errors import DataError, InternalError, UsageError
 from sssflow.pipeline.results import collect, headline_metrics, model_names, require_own_folder
-from sssflow.pipeline.store import write_pointer
+from sssflow.pipeline.store import Store, write_pointer
 from sssflow.storage.contracts import save_contract
 from sssflow.storage.digest import reference
+from sssflow.storage.places import open_place, push_tree
+from sssflow.storage.uri import to_path
 
 DIGEST = "1" * 64
 
@@ -80,6 +86,10 @@ def summary(files: dict[str, ObjectRef]) -> EvaluationSummary:
     )
 
 
+def store(folder: Path) -> Store:
+    return Store(str(folder / "store"), program=DIGEST)
+
+
 @pytest.fixture
 def outputs(tmp_path: Path, manifest) -> dict[str, str]:
     """Pointers to the results of a run that never was."""
@@ -122,6 +132,32 @@ def outputs(tmp_path: Path, manifest) -> dict[str, str]:
     return found
 
 
+def test_results_of_a_store_in_s3_are_brought_here_and_gathered(
+    outputs: dict[str, str],
+    tmp_path: Path,
+    server: Server,
+    s3_keys: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    here, address = tmp_path / "store", f"s3://bucket/{tmp_path.name}"
+    # A result lies two levels below the root of a store; these pointers lie one level below.
+    moved = {}
+    for name, text in outputs.items():
+        old = json.loads(text)
+        folder = to_path(old["uri"]).parent
+        push_tree(folder, open_place(f"{address}/{folder.name}/{DIGEST[:24]}"))
+        uri = f"{address}/{folder.name}/{DIGEST[:24]}/{to_path(old['uri']).name}"
+        moved[name] = json.dumps({**old, "uri": uri})
+    shutil.rmtree(here)
+    with contextlib.closing(Store(address, program=DIGEST)) as away:
+        gathered = collect(moved, tmp_path / "out", store=away)
+    assert gathered.report == tmp_path / "out" / "report.html"
+    assert (tmp_path / "out" / "bundle" / "student.onnx").read_bytes() == b"graph"
+    assert (tmp_path / "out" / "tensorboard" / "headline" / "curve").read_text() == "headline"
+
+
 def test_models_are_named_by_their_method() -> None:
     assert model_names([record("supervised"), record("sss")]) == ["supervised", "sss"]
 
@@ -140,7 +176,7 @@ def test_the_run_page_shows_each_model_and_the_gain() -> None:
 
 def test_results_are_gathered_for_a_reader(tmp_path: Path, outputs: dict[str, str]) -> None:
     out = tmp_path / "out"
-    gathered = collect(outputs, out)
+    gathered = collect(outputs, out, store=store(tmp_path))
     files = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
     assert files == [
         ".sssflow-results",
@@ -163,9 +199,9 @@ def test_results_are_gathered_for_a_reader(tmp_path: Path, outputs: dict[str, st
 
 def test_results_of_an_earlier_run_are_replaced(tmp_path: Path, outputs: dict[str, str]) -> None:
     out = tmp_path / "out"
-    collect(outputs, out)
+    collect(outputs, out, store=store(tmp_path))
     (out / "bundle" / "old.onnx").write_bytes(b"old")
-    collect(outputs, out)
+    collect(outputs, out, store=store(tmp_path))
     assert not (out / "bundle" / "old.onnx").exists()
 
 
@@ -174,7 +210,7 @@ def test_files_of_somebody_else_are_never_replaced(tmp_path, outputs) -> None:
     (out / "metrics").mkdir(parents=True)
     (out / "metrics" / "thesis.csv").write_text("precious")
     with pytest.raises(UsageError, match="something else"):
-        collect(outputs, out)
+        collect(outputs, out, store=store(tmp_path))
     assert (out / "metrics" / "thesis.csv").read_text() == "precious"
 
 
@@ -187,10 +223,10 @@ def test_a_folder_with_files_of_other_names_may_take_the_results(tmp_path: Path)
 @pytest.mark.parametrize("name", ["dataset", "headline", "evaluation", "bundle"])
 def test_a_run_without_one_of_its_results_is_no_success(tmp_path, outputs, name: str) -> None:
     with pytest.raises(InternalError, match=f"missing: {name}"):
-        collect({**outputs, name: ""}, tmp_path / "out")
+        collect({**outputs, name: ""}, tmp_path / "out", store=store(tmp_path))
 
 
 def test_a_report_that_changed_after_its_digest_was_taken_is_refused(tmp_path, outputs) -> None:
     (tmp_path / "store" / "evaluate" / "report.html").write_text("<html>!</html>")
     with pytest.raises(DataError):
-        collect(outputs, tmp_path / "out")
+        collect(outputs, tmp_path / "out", store=store(tmp_path))

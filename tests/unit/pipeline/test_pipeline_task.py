@@ -5,13 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from sssflow.contracts.dataset import DatasetManifest
 from sssflow.errors import DataError, InterruptedRun, SssflowError, UnavailableError
-from sssflow.pipeline.events import EVENTS_FILE, EventLog, EventReader, request_stop
+from sssflow.pipeline.events import (
+    EVENTS_FILE,
+    EVENTS_FOLDER,
+    EventLog,
+    EventReader,
+    listening_folder,
+    request_stop,
+)
 from sssflow.pipeline.store import follow_pointer
 from sssflow.pipeline.task import component_task, log_metrics
 from sssflow.storage.contracts import save_contract
@@ -29,9 +37,18 @@ class StubArtifact:
         self.logged[metric] = value
 
 
-def states(store: Path) -> list[tuple[str, str, int]]:
+@pytest.fixture
+def listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder where somebody listens, as a local run makes it in its temporary folder."""
+    folder = tmp_path / "tmp" / EVENTS_FOLDER
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder.parent))
+    return folder
+
+
+def states(folder: Path) -> list[tuple[str, str, int]]:
     reader = EventReader.__new__(EventReader)
-    reader._path, reader._offset = store / EVENTS_FILE, 0
+    reader._path, reader._offset = folder / EVENTS_FILE, 0
     return [(e.state, e.message, e.exit_code) for e in reader.new_events()]
 
 
@@ -53,12 +70,12 @@ def test_a_task_hands_on_a_pointer_and_describes_it_in_the_artifact(tmp_path, ma
     assert artifact.metadata["at"] == path.as_uri()
 
 
-def test_a_second_run_takes_the_first_one_s_result(tmp_path, manifest) -> None:
+def test_a_second_run_takes_the_first_one_s_result(tmp_path, manifest, listening) -> None:
     store = tmp_path / "store"
     first = make(store, manifest, StubArtifact(tmp_path / "1"))
     other = manifest.model_copy(update={"name": "other"})
     assert make(store, other, StubArtifact(tmp_path / "2")) == first
-    assert [s for s, _, _ in states(store) if s != "progress"] == [
+    assert [s for s, _, _ in states(listening) if s != "progress"] == [
         "started",
         "done",
         "started",
@@ -94,11 +111,11 @@ def fails(store: Path, error: BaseException, caplog) -> int:
     ],
 )
 def test_a_failure_ends_with_its_exit_code_and_its_whole_message_last(
-    tmp_path, caplog, error: SssflowError, code: int
+    tmp_path, caplog, listening, error: SssflowError, code: int
 ) -> None:
     assert fails(tmp_path, error, caplog) == code
     assert caplog.records[-1].getMessage().endswith(error.describe())
-    assert states(tmp_path)[-1] == ("failed", error.describe(), code)
+    assert states(listening)[-1] == ("failed", error.describe(), code)
 
 
 def test_a_bug_is_told_with_its_traceback_and_exit_code_70(tmp_path, caplog) -> None:
@@ -138,19 +155,28 @@ def test_a_store_that_cannot_be_reached_is_a_failure_with_a_reason(caplog) -> No
     assert "ftp://x/y" in caplog.text
 
 
-def test_no_task_begins_after_a_stop_was_requested(tmp_path) -> None:
-    request_stop(tmp_path)
+def test_without_a_listener_nothing_is_told_and_nothing_is_left(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    assert listening_folder() is None
+    with component_task("ingest", "", str(tmp_path / "store")) as task:
+        task.finish("ok")
+    assert [path.name for path in tmp_path.rglob("*")] == ["tmp"]
+
+
+def test_no_task_begins_after_a_stop_was_requested(tmp_path, listening) -> None:
+    request_stop(listening)
     with pytest.raises(SystemExit) as caught, component_task("ingest", "", str(tmp_path)):
         pytest.fail("the body must not run")
     assert caught.value.code == 75
 
 
-def test_log_lines_of_the_rooms_become_progress(tmp_path) -> None:
+def test_log_lines_of_the_rooms_become_progress(tmp_path, listening) -> None:
     with component_task("ingest", "", str(tmp_path)) as task:
         logging.getLogger("sssflow.ingest").info("case 1 of 9")
         logging.getLogger("elsewhere").info("not ours")
         task.finish("ok")
-    assert states(tmp_path) == [
+    assert states(listening) == [
         ("started", "", 0),
         ("progress", "case 1 of 9", 0),
         ("done", "ok", 0),
