@@ -35,7 +35,7 @@ def generate_prompts(
         part = Shard.from_json(shard, where="shard")
         settings = parse_experiment(config_json).prompts
         config = settings.model_copy(update={"roles": (part.role,)})
-        manifest, manifest_path = task.read(DatasetManifest, part.dataset)
+        manifest, manifest_path = task.read(DatasetManifest, part.dataset, part.images)
         record, record_path = task.read(RunRecord, part.run)
         model = verified_path(record.model, base=record_path.parent)
         cases = part.case_ids(manifest)

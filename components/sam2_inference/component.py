@@ -36,7 +36,7 @@ def sam2_inference(
     with component_task("sam2_inference", shard_label(shard), store_uri) as task:
         config = parse_experiment(config_json).sam
         part = Shard.from_json(shard, where="shard")
-        manifest, manifest_path = task.read(DatasetManifest, part.dataset)
+        manifest, manifest_path = task.read(DatasetManifest, part.dataset, part.images)
         prompt_set, prompts_path = task.read(PromptSet, prompts)
         weights = task.read(PromptableWeights, part.sam2) if part.sam2 else None
         out = task.folder(

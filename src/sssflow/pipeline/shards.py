@@ -74,6 +74,10 @@ class Shard(Contract):
             heapq.heapreplace(loads, (load + _voxels(case.grid.shape_shw), lightest))
         return tuple(sorted(parts[self.number - 1]))
 
+    def images(self, manifest: DatasetManifest) -> set[str]:
+        """Files of the images of its cases, relative to the manifest."""
+        return {case.image.uri for case in manifest.select(self.case_ids(manifest))}
+
     def to_line(self) -> str:
         """The shard as one line of JSON, the form in which it travels as a parameter."""
         return json.dumps(json.loads(self.to_json()), sort_keys=True, separators=(",", ":"))

@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -109,22 +109,52 @@ class Store:
         """Address of `path` for readers elsewhere."""
         return path.absolute().as_uri() if self._mirror is None else self._mirror.address(path)
 
-    def follow(self, kind: type[K], text: str) -> tuple[K, Path]:
-        """`follow_pointer`, for results of a store in S3 too."""
-        return follow_pointer(kind, text, locate=self._located)
+    def follow(
+        self, kind: type[K], text: str, files_of: Callable[[K], Collection[str]] | None = None
+    ) -> tuple[K, Path]:
+        """`follow_pointer`, for results of a store in S3 too.
+
+        Args:
+            kind: Class of the contract.
+            text: The pointer.
+            files_of: Files beside the contract that this task needs, relative to it; the others
+                are not brought from S3. Without it all are.
+        """
+        if files_of is None or self._mirror is None:
+            return follow_pointer(kind, text, locate=self._located)
+        contract, path = follow_pointer(kind, text, locate=self._located_alone)
+        self._bring_of(path, set(files_of(contract)))
+        return contract, path
+
+    def _located_alone(self, address: str) -> Path:
+        path = None if self._mirror is None else self._mirror.path(address)
+        return to_path(address) if path is None else self._bring_of(path, {path.name})
+
+    def _bring_of(self, path: Path, names: Collection[str]) -> Path:
+        """Files beside `path`, if it is in this store."""
+        if path.is_relative_to(self.root):
+            beside = path.parent.relative_to(self._folder_of(path))
+            wanted = {(beside / name).as_posix() for name in names}
+            self._bring_result(path, wanted.__contains__)
+        return path
 
     def _located(self, address: str) -> Path:
         path = None if self._mirror is None else self._mirror.path(address)
-        if path is None or self._mirror is None:
+        if path is None:
             return to_path(address)
-        folder = self.root.joinpath(*path.relative_to(self.root).parts[:2])
-        if not self._mirror.bring(folder):
+        self._bring_result(path, None)
+        return path
+
+    def _folder_of(self, path: Path) -> Path:
+        return self.root.joinpath(*path.relative_to(self.root).parts[:2])
+
+    def _bring_result(self, path: Path, wanted: Callable[[str], bool] | None) -> None:
+        if self._mirror is not None and not self._mirror.bring(self._folder_of(path), wanted):
             raise DataError(
                 "A result that was handed on is not in the store.",
-                where=address,
+                where=self._mirror.address(path),
                 action="Run the pipeline again without its cache; someone may have deleted it.",
             )
-        return path
 
 
 def write_pointer(contract: Contract, path: Path, *, address: str = "") -> str:

@@ -67,6 +67,26 @@ def test_a_result_of_one_task_is_found_and_verified_by_the_next(
         assert task.publish(DatasetManifest, out / "manifest.json") == pointer
 
 
+def test_a_task_that_names_the_files_it_needs_is_brought_no_others(
+    uri: str, manifest: DatasetManifest
+) -> None:
+    with component_task("ingest", "", uri) as task:
+        out = task.folder({"config": "1"})
+        out.joinpath("images").mkdir(parents=True)
+        for name in "abc":
+            out.joinpath("images", name).write_bytes(name.encode())
+        save_contract(manifest, out / "manifest.json")
+        pointer = task.publish(DatasetManifest, out / "manifest.json")
+
+    with component_task("generate_prompts", "unlabelled 1/2", uri) as task:
+        found, path = task.read(DatasetManifest, pointer, lambda _: {"images/b"})
+        assert found == manifest
+        assert [file.name for file in (path.parent / "images").iterdir()] == ["b"]
+        # Asked for again, without a choice, the rest comes too.
+        _, path = task.read(DatasetManifest, pointer)
+        assert sorted(file.name for file in (path.parent / "images").iterdir()) == ["a", "b", "c"]
+
+
 def test_what_an_interrupted_task_had_done_is_there_for_its_next_try(
     uri: str, manifest: DatasetManifest, server: Server
 ) -> None:

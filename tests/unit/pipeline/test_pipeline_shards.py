@@ -85,6 +85,12 @@ def test_a_shard_survives_its_travel_as_one_line(manifest) -> None:
     assert shard_label(line) == "unlabelled 1/1"
 
 
+def test_a_shard_needs_the_images_of_its_own_cases_alone(manifest) -> None:
+    images = {case.case_id: case.image.uri for case in manifest.cases}
+    for shard in plan(manifest, shards=2, scored_roles=()):
+        assert shard.images(manifest) == {images[name] for name in shard.case_ids(manifest)}
+
+
 def test_a_shard_is_equally_small_however_many_cases_there_are(manifest_of) -> None:
     few = plan(manifest_of({f"c{i}": 1 for i in range(5)}, {}), shards=5, scored_roles=())
     many = plan(manifest_of({f"c{i}": 1 for i in range(500)}, {}), shards=5, scored_roles=())
