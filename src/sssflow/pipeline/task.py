@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -64,9 +64,17 @@ class Task:
         self._events = events
         self._reused = False
 
-    def read(self, kind: type[K], pointer: str) -> tuple[K, Path]:
-        """The contract that an input points to, checked by digest, and its path."""
-        return self._store.follow(kind, pointer)
+    def read(
+        self,
+        kind: type[K],
+        pointer: str,
+        files_of: Callable[[K], Collection[str]] | None = None,
+    ) -> tuple[K, Path]:
+        """The contract that an input points to, checked by digest, and its path.
+
+        Of a store in S3 the files beside it are brought too: all, or those that `files_of` names.
+        """
+        return self._store.follow(kind, pointer, files_of)
 
     def read_all(self, kind: type[K], pointers: Sequence[str]) -> list[tuple[K, Path]]:
         """`read` for each pointer."""
