@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from semisam_cases import LOOSE, by_grey
 
 from sssflow.contracts.dataset import (
     DatasetManifest,
@@ -19,8 +20,15 @@ from sssflow.contracts.dataset import (
     UnlabelledCase,
 )
 from sssflow.contracts.masks import CaseMasks, MaskSet, ObjectScores
-from sssflow.storage.contracts import save_contract
+from sssflow.sam.config import GeneralistConfig
+from sssflow.sam.generalist import load_generalist
+from sssflow.sam.promptable import Generalist
+from sssflow.storage.contracts import load_contract, save_contract
+from sssflow.training import stage
 from sssflow.training.config import TrainConfig
+from sssflow.training.loop import Run
+from sssflow.training.methods.registry import METHODS
+from sssflow.training.outside import outside_of
 from sssflow.volume.packed import write_packed
 
 SHAPE = (3, 40, 36)
@@ -133,6 +141,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyDataset:
     return make_dataset(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session")
+def nano() -> Generalist:
+    """Nano SAM-2 as a frozen generalist; nobody may train it."""
+    return load_generalist(GeneralistConfig(input_size=64))
+
+
+@pytest.fixture
+def seeing_specialist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SemiSAM's specialist sees what is there; an untrained one may see background alone."""
+    monkeypatch.setattr(
+        "sssflow.training.methods.semisam.monte_carlo",
+        lambda net, image, **_: by_grey(net, image).softmax(1),
+    )
+
+
 @pytest.fixture
 def fresh_tiny(tmp_path: Path) -> TinyDataset:
     """A dataset of one's own, to break."""
@@ -140,9 +163,20 @@ def fresh_tiny(tmp_path: Path) -> TinyDataset:
 
 
 @pytest.fixture
-def other_tiny(tmp_path: Path) -> TinyDataset:
-    """A second one, equal to the first."""
-    return make_dataset(tmp_path / "other")
+def prepared(tiny: TinyDataset, request: pytest.FixtureRequest) -> Callable[[TrainConfig], Run]:
+    """A run on the tiny dataset before its first step, with masks, and a generalist if needed."""
+
+    def prepare(config: TrainConfig) -> Run:
+        manifest = load_contract(DatasetManifest, tiny.dataset)
+        masks = [(load_contract(MaskSet, tiny.masks), tiny.masks.parent)]
+        asks = METHODS[config.method].needs_generalist
+        outside = outside_of(config, request.getfixturevalue("nano") if asks else None, None)
+        folder = tiny.dataset.parent
+        run = stage.prepare(config, manifest, folder, folder, masks, outside=outside)
+        run.method.train_mode()
+        return run
+
+    return prepare
 
 
 @pytest.fixture
@@ -167,6 +201,7 @@ def tiny_config() -> Callable[..., TrainConfig]:
             "unimatch": {"confidence_threshold": 0.3},
             "bcp": {"pretrain_share": 0.2},
             "dan": {"discriminator_width": 4},
+            "semisam": LOOSE,
             **(IN_LOOP if changes.get("method") == "sss_in_loop" else {}),
             **changes,
         }

@@ -52,3 +52,10 @@ def step(run, number=0):
     batch = read_batch(run.data, 0, **sizes, seed=run.config.seed)
     torch.manual_seed(0)
     return run.method.step(batch, number, Generator().manual_seed(0))
+
+
+def by_grey(net, image):
+    """Logits read off the grey values that the tiny dataset is drawn with: a net that sees."""
+    del net
+    centres = torch.tensor([0.1, 0.95, 0.5]).view(1, 3, 1, 1)
+    return -100 * (image - centres).square()

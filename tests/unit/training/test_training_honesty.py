@@ -1,12 +1,16 @@
 """What no method may do, asked of every entry of the registry: a new line there is covered here.
 
-A method that prompts a generalist is asked in a file of its own, with a generalist at hand.
+SemiSAM is asked once per base. Nobody is left out. What only some methods do is asked elsewhere:
+the sign of clicks and prompts that move with a view (semisam: test_training_semisam.py;
+sss_in_loop: test_training_in_loop.py; sss takes its prompts from the room prompts), and SemiSAM's
+preset that leaks on purpose, which must fail the question about labels
+(test_training_semisam_labels.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,9 +23,10 @@ from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.training import stage
 from sssflow.training.loop import batch_of
 from sssflow.training.methods.registry import METHODS
+from sssflow.training.semisam_config import SemiSamConfig
 from sssflow.volume.packed import write_packed
 
-ALONE = [name for name, method in METHODS.items() if not method.needs_generalist]
+ASKED = (*METHODS, "semisam on ua_mt", "semisam on dan")
 NOBODY_IS_SURE = {
     "ua_mt": {"passes": 2, "entropy_share_start": 1e-6, "entropy_share_end": 1e-6},
     "fixmatch": {"confidence_threshold": 1.0},
@@ -30,22 +35,38 @@ NOBODY_IS_SURE = {
 }
 
 
-def masks_for(method, data):
-    return [data.masks] if method == "sss" else []
+@pytest.fixture
+def config_of(tiny_config):
+    """The configuration of one of ASKED, with changes of top-level keys."""
+
+    def make(asked, **changes):
+        method, _, base = asked.partition(" on ")
+        config = tiny_config(method=method, **changes)
+        if base:
+            semisam = config.semisam.model_copy(update={"base": base})
+            config = config.model_copy(update={"semisam": semisam})
+        return config
+
+    return make
+
+
+@pytest.fixture
+def weights_after(request):
+    """Train and give the bytes of the weights."""
+
+    def train(config, data, out):
+        generalist = request.getfixturevalue("nano") if config.method == "semisam" else None
+        masks = [data.masks] if config.method == "sss" else []
+        stage.run(config, data.dataset, out, masks=masks, generalist=generalist)
+        return (out / "model" / "weights.safetensors").read_bytes()
+
+    return train
 
 
 def first_layer(net):
     """What sees the image first; SAM-2's parameters begin with those of its memory."""
     names = dict(net.named_parameters())
     return next(p for name, p in names.items() if "sam." not in name or "image_encoder" in name)
-
-
-def prepared(config, tiny):
-    manifest = load_contract(DatasetManifest, tiny.dataset)
-    masks = [(load_contract(MaskSet, tiny.masks), tiny.masks.parent)]
-    run = stage.prepare(config, manifest, tiny.dataset.parent, tiny.dataset.parent, masks)
-    run.method.train_mode()
-    return run
 
 
 def terms_of(run, batch):
@@ -58,10 +79,6 @@ def gradients(module):
     return [float(p.grad.abs().max()) for p in module.parameters() if p.grad is not None]
 
 
-def weights(out: Path) -> bytes:
-    return (out / "model" / "weights.safetensors").read_bytes()
-
-
 def write_labels_of_the_unlabelled(data, label_of):
     for case_id, truth in data.truth.items():
         if case_id.startswith("b"):
@@ -71,13 +88,28 @@ def write_labels_of_the_unlabelled(data, label_of):
                 write_packed(file, label_of(truth))
 
 
-def test_the_registry_is_asked_and_only_methods_with_a_generalist_are_not():
-    assert set(METHODS) - set(ALONE) == {"semisam"}
-    assert len(ALONE) >= 10
+def see_background_alone(net):
+    """Let a segmentation net be sure of background everywhere; what is none stays as it is."""
+    if hasattr(net, "coarse"):
+        net.coarse.body[-1].bias[0] = 100.0
+    elif hasattr(net, "classify") and hasattr(net, "features"):
+        net.classify.bias[0] = 50.0
 
 
-@pytest.mark.parametrize("method", ALONE)
-def test_labels_of_unlabelled_cases_change_no_bit(method, fresh_tiny, tiny_config, tmp_path):
+def test_every_method_is_asked_and_semisam_on_every_base():
+    bases = {
+        f"semisam on {base}" for base in get_args(SemiSamConfig.model_fields["base"].annotation)
+    }
+    default = f"semisam on {SemiSamConfig().base}"
+    assert set(ASKED) == set(METHODS) | bases - {default}
+    assert len(ASKED) >= 14
+
+
+@pytest.mark.usefixtures("seeing_specialist")
+@pytest.mark.parametrize("method", ASKED)
+def test_labels_of_unlabelled_cases_change_no_bit(
+    method, fresh_tiny, config_of, weights_after, tmp_path
+):
     rng = np.random.default_rng(0)
     poisons = {
         "truth": lambda truth: truth,
@@ -87,16 +119,13 @@ def test_labels_of_unlabelled_cases_change_no_bit(method, fresh_tiny, tiny_confi
     found = []
     for name, poison in poisons.items():
         write_labels_of_the_unlabelled(fresh_tiny, poison)
-        masks = masks_for(method, fresh_tiny)
-        config = tiny_config(method=method, steps=3)
-        stage.run(config, fresh_tiny.dataset, tmp_path / name, masks=masks)
-        found.append(weights(tmp_path / name))
+        found.append(weights_after(config_of(method, steps=3), fresh_tiny, tmp_path / name))
     assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.parametrize("method", ALONE)
+@pytest.mark.parametrize("method", ASKED)
 def test_images_and_labels_of_test_cases_are_never_opened(
-    method, fresh_tiny, tiny_config, tmp_path
+    method, fresh_tiny, config_of, weights_after, tmp_path
 ):
     manifest = load_contract(DatasetManifest, fresh_tiny.dataset)
     base = fresh_tiny.dataset.parent
@@ -111,23 +140,23 @@ def test_images_and_labels_of_test_cases_are_never_opened(
         }
     )  # fmt: skip
     changed = manifest.model_copy(update={"cases": (*manifest.cases, case)})
-    dataset = save_contract(changed, fresh_tiny.dataset)
-    masks = []
-    if method == "sss":
-        found = load_contract(MaskSet, fresh_tiny.masks)
-        again = found.model_copy(update={"dataset_digest": changed.digest})
-        masks = [save_contract(again, fresh_tiny.masks)]
-    config = tiny_config(method=method, steps=3)
-    stage.run(config, dataset, tmp_path / "there", masks=masks)
+    save_contract(changed, fresh_tiny.dataset)
+    masks = load_contract(MaskSet, fresh_tiny.masks)
+    again = masks.model_copy(update={"dataset_digest": changed.digest})
+    save_contract(again, fresh_tiny.masks)
+    config = config_of(method, steps=3)
+    there = weights_after(config, fresh_tiny, tmp_path / "there")
     for folder in ("images", "labels"):
         (base / folder / "t1.b2nd").unlink()
-    stage.run(config, dataset, tmp_path / "gone", masks=masks)
-    assert weights(tmp_path / "there") == weights(tmp_path / "gone")
+    assert weights_after(config, fresh_tiny, tmp_path / "gone") == there
 
 
-@pytest.mark.parametrize("method", ALONE)
-def test_each_term_alone_gives_the_student_a_gradient_and_no_target_any(method, tiny, tiny_config):
-    run = prepared(tiny_config(method=method), tiny)
+@pytest.mark.usefixtures("seeing_specialist")
+@pytest.mark.parametrize("method", ASKED)
+def test_each_term_alone_gives_the_student_a_gradient_and_no_target_any(
+    method, prepared, config_of
+):
+    run = prepared(config_of(method))
     # A perturbed teacher: Mean Teacher's term is zero by right while both nets are equal.
     if run.method.teacher is not None:
         with torch.no_grad():
@@ -149,9 +178,9 @@ def test_each_term_alone_gives_the_student_a_gradient_and_no_target_any(method, 
             assert not gradients(run.method.modules[apart]), name
 
 
-@pytest.mark.parametrize("method", ALONE)
-def test_losses_beside_the_student_leave_it_alone_and_train_their_own(method, tiny, tiny_config):
-    run = prepared(tiny_config(method=method), tiny)
+@pytest.mark.parametrize("method", ASKED)
+def test_losses_beside_the_student_leave_it_alone_and_train_their_own(method, prepared, config_of):
+    run = prepared(config_of(method))
     terms = terms_of(run, batch_of(run, 0))
     others = [m for name, m in run.method.modules.items() if name not in ("student", "teacher")]
     for name, term in terms.beside.items():
@@ -166,11 +195,11 @@ def test_losses_beside_the_student_leave_it_alone_and_train_their_own(method, ti
 
 
 @pytest.mark.parametrize("image", ["as it is", "constant"])
-@pytest.mark.parametrize("method", ALONE)
+@pytest.mark.parametrize("method", ASKED)
 def test_without_foreground_or_certainty_the_loss_and_its_gradient_are_finite(
-    method, image, tiny, tiny_config
+    method, image, prepared, config_of
 ):
-    run = prepared(tiny_config(method=method, **NOBODY_IS_SURE), tiny)
+    run = prepared(config_of(method, **NOBODY_IS_SURE))
     batch = batch_of(run, 0)
     labelled, unlabelled = batch.labelled, batch.unlabelled
     empty = torch.zeros_like(labelled.label_bhw)
@@ -186,13 +215,12 @@ def test_without_foreground_or_certainty_the_loss_and_its_gradient_are_finite(
     assert all(np.isfinite(gradients(run.method.modules)))
 
 
-@pytest.mark.parametrize("method", [name for name in ALONE if name != "sss_in_loop"])
-def test_with_all_background_predictions_the_loss_is_finite(method, tiny, tiny_config):
-    run = prepared(tiny_config(method=method), tiny)
+@pytest.mark.parametrize("method", ASKED)
+def test_with_all_background_predictions_the_loss_is_finite(method, prepared, config_of):
+    run = prepared(config_of(method))
     with torch.no_grad():
         for net in run.method.modules.values():
-            if hasattr(net, "classify") and hasattr(net, "features"):
-                net.classify.bias[0] = 50.0
+            see_background_alone(net)
     terms = terms_of(run, batch_of(run, 0))
     assert torch.isfinite(terms.total)
     terms.total.backward()

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from semisam_cases import LOOSE, Recorder, prepared, step
+from semisam_cases import LOOSE, Recorder, by_grey, prepared, step
 
 from sssflow.contracts.run import RunRecord
 from sssflow.errors import DataError, InterruptedRun, UsageError
@@ -27,11 +27,6 @@ from sssflow.training.views import Geometry
 
 BASES = ("mean_teacher", "ua_mt", "dan")
 PROMPTS = ("point", "box", "mask", "unc")
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return load_generalist(GeneralistConfig(input_size=64))
 
 
 def two_classes(size=24):
@@ -59,16 +54,12 @@ def test_it_is_its_base_and_one_term_more(base, parent, tiny, tiny_config):
     assert set(plugged.method.modules) == set(plain.method.modules)
 
 
+@pytest.mark.usefixtures("seeing_specialist")
 @pytest.mark.parametrize("prompts", PROMPTS)
 @pytest.mark.parametrize("base", BASES)
 def test_its_term_alone_reaches_the_student_and_never_the_generalist(
-    base, prompts, tiny, tiny_config, nano, monkeypatch
+    base, prompts, tiny, tiny_config, nano
 ):
-    # An untrained network may see background alone; this specialist sees what is there.
-    monkeypatch.setattr(
-        "sssflow.training.methods.semisam.monte_carlo",
-        lambda net, image, **_: _by_grey(net, image).softmax(1),
-    )
     config = tiny_config(method="semisam", semisam={**LOOSE, "base": base, "prompts": prompts})
     run = prepared(config, tiny, nano)
     before = {k: v.clone() for k, v in nano._model.state_dict().items()}
@@ -224,7 +215,7 @@ def test_prompts_move_with_the_view(kind, tiny, tiny_config, monkeypatch):
         settings = {**LOOSE, "noise_std": 0.0, "prompts": "box"}
         run = prepared(tiny_config(method="semisam", semisam=settings), tiny, recorder)
         # A specialist that reads classes off the grey values: it moves with what it is shown.
-        monkeypatch.setattr(type(run.method.teacher), "forward", _by_grey)
+        monkeypatch.setattr(type(run.method.teacher), "forward", by_grey)
         step(run)
         asked[name] = recorder.asked[0]
         monkeypatch.undo()
@@ -242,11 +233,6 @@ def test_prompts_move_with_the_view(kind, tiny, tiny_config, monkeypatch):
         box = np.zeros_like(inside)
         box[tuple(slice(a, b + 1) for a, b in one.box_2d.T)] = True
         assert (move(box) == inside).all()
-
-
-def _by_grey(self, image):
-    centres = torch.tensor([0.1, 0.95, 0.5]).view(1, 3, 1, 1)
-    return -100 * (image - centres).square()
 
 
 def test_semisam_without_a_generalist_says_where_one_comes_from(tiny, tiny_config, tmp_path):
