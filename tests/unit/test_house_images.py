@@ -167,3 +167,10 @@ def test_a_machine_without_a_container_engine_is_told_what_to_do(tmp_path: Path)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 69
     assert "DOCKER=podman" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_folder_of_images_does_not_stand_in_for_the_target() -> None:
+    command = ["make", "-C", str(ROOT), "--no-print-directory", "--dry-run", "images"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "tools/images.sh"

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Run the tests that need a Kubernetes cluster. Usage: tools/test_cluster.sh VENV [PYTEST OPTION...]
+#
+# The cluster: the one that KUBECONFIG names; else the kit's in ../shared/cluster, where it is; else
+# one that kind makes. The images: those that SSSFLOW_TEST_PIPELINE_IMAGE and
+# SSSFLOW_TEST_TRITON_IMAGE name, which the nodes can get; else they are built here and loaded into
+# the kit's or kind's nodes. What this script starts, it stops.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=${1:-.venv}
+shift || true
+kit=$PWD/../shared/cluster
+kind_name=sssflow-test
+begin_s=$SECONDS
+
+say() { printf 'cluster: %4d s  %s\n' $((SECONDS - begin_s)) "$*"; }
+fail() { printf 'cluster: %s\n' "$@" >&2; exit 69; }
+
+undo=()
+finish() {
+    local status=$? i
+    for ((i = ${#undo[@]} - 1; i >= 0; i--)); do
+        ${undo[i]} || say "${undo[i]} failed"
+    done
+    say "ended with exit status $status"
+}
+trap finish EXIT
+stop_kit() { "$kit/cluster-down"; }
+stop_docker() { "$kit/docker-down"; }
+stop_kind() { kind delete cluster --name "$kind_name" && rm -f "$KUBECONFIG"; }
+
+make_cluster() {
+    if [ -n "${KUBECONFIG:-}" ]; then
+        say "the cluster of KUBECONFIG"
+    elif [ -x "$kit/cluster-up" ]; then
+        "$kit/cluster-status" >/dev/null 2>&1 || undo+=(stop_kit)
+        eval "$("$kit/cluster-up")"
+        say "the kit's cluster is up"
+    elif command -v kind >/dev/null; then
+        KUBECONFIG=$(mktemp)
+        export KUBECONFIG
+        undo+=(stop_kind)
+        kind create cluster --name "$kind_name" --wait 180s
+        kubectl -n kube-system rollout status deployment/coredns --timeout=120s
+        say "kind's cluster is up"
+    else
+        fail "there is no cluster to test on." \
+            "next: set KUBECONFIG, or install kind and Docker, then run the same command again."
+    fi
+}
+
+make_images() {
+    if [ -x "$kit/base-images" ]; then
+        docker info >/dev/null 2>&1 || undo+=(stop_docker)
+        "$kit/base-images"
+        export IMAGE_OPTIONS="${IMAGE_OPTIONS:---network host}"
+        export TRITON_IMAGE=${TRITON_IMAGE:-nvcr.io/nvidia/tritonserver:stand-in-py3}
+        say "the base images are there"
+    fi
+    tools/images.sh
+    say "the images are built"
+}
+
+load_image() {
+    local context
+    context=$(kubectl config current-context)
+    if [[ $context == kind-* ]]; then
+        kind load docker-image "$1" --name "${context#kind-}"
+    elif [ -x "$kit/cluster-load" ]; then
+        "$kit/cluster-load" "$1"
+    else
+        fail "the nodes of $context cannot be given an image from here." \
+            "next: push the images of \`make images\`, and name them by" \
+            "      SSSFLOW_TEST_PIPELINE_IMAGE and SSSFLOW_TEST_TRITON_IMAGE."
+    fi
+    say "loaded $1"
+}
+
+make_cluster
+if [ -z "${SSSFLOW_TEST_PIPELINE_IMAGE:-}" ] || [ -z "${SSSFLOW_TEST_TRITON_IMAGE:-}" ]; then
+    make_images
+    for name in pipeline triton; do
+        variable=SSSFLOW_TEST_${name^^}_IMAGE
+        [ -z "${!variable:-}" ] || continue
+        image=$(cut -d' ' -f1 "build/images/$name.txt")
+        load_image "$image"
+        export "$variable=$image"
+    done
+fi
+"$venv/bin/python" -m pytest -m cluster --durations=10 tests/integration "$@"
