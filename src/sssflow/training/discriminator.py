@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+LEAST_SIDE = 16
+"""Smallest side of an input: four convolutions halve it."""
 _SLOPE = 0.2
 _DROPOUT = 0.5
 
@@ -20,7 +22,7 @@ class Discriminator(nn.Module):
 
     Four 4-wide convolutions of stride 2, leaky ReLU 0.2 and channel dropout 0.5 between them, then
     the mean over all positions and a linear layer. Source: SSL4MIS's discriminator (there the
-    pooling window is fixed for one input size). Every side of the input is 16 or more.
+    pooling window is fixed for one input size). Every side of the input is `LEAST_SIDE` or more.
 
     Args:
         class_count: k.

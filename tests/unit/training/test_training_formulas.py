@@ -10,6 +10,7 @@ from torch import Generator
 
 from sssflow.contracts.dataset import DatasetManifest
 from sssflow.errors import UsageError
+from sssflow.networks.registry import build_network
 from sssflow.storage.contracts import load_contract
 from sssflow.training import stage
 from sssflow.training.discriminator import Discriminator, origin_loss
@@ -17,6 +18,7 @@ from sssflow.training.loop import train_step
 from sssflow.training.losses import consistency_loss, pseudo_label_loss, supervised_loss
 from sssflow.training.methods.base import SeenUnlabelled
 from sssflow.training.methods.bcp import largest_pieces, outside_box, region_loss
+from sssflow.training.methods.registry import build_method
 from sssflow.training.methods.streams import WeakView, channel_dropout
 from sssflow.training.uncertainty import entropy, entropy_limit, monte_carlo
 
@@ -253,3 +255,31 @@ def test_a_step_of_dan_moves_student_and_critic_each_by_its_own_optimiser(tiny, 
     assert max(moved[count:]) < 1e-20
     # Adam's first step is the learning rate, 1e-4, for every weight with a gradient.
     assert max(moved[:count]) == pytest.approx(1e-4, rel=0.05)
+
+
+VOLUMES = {"name": "vnet", "dimensions": 3, "base_channels": 4, "levels": 3}
+
+
+@pytest.mark.parametrize("method", ["dan", "semisam"])
+def test_patches_that_the_critic_would_halve_away_are_refused(method, tiny_config):
+    for sides, fits in (((4, 16, 16), False), ((16, 16, 16), True)):
+        config = tiny_config(
+            method=method, network=VOLUMES, preprocessing={"patch": {"size_shw": sides}}
+        )
+        on_dan = config.semisam.model_copy(update={"base": "dan"})
+        config = config.model_copy(update={"semisam": on_dan})
+        student = build_network(config.network, 3, seed=0)
+        if fits:
+            critic = build_method(student, config).discriminator
+            assert critic(torch.rand(1, 3, *sides), torch.rand(1, 1, *sides)).shape == (1, 2)
+        else:
+            with pytest.raises(UsageError, match="halves each side") as refused:
+                build_method(student, config)
+            assert "found: 4 x 16 x 16" in " ".join(refused.value.describe().split())
+
+
+def test_slices_of_sixteen_pixels_are_the_smallest_that_the_critic_takes(tiny_config):
+    size = {"preprocessing": {"size_hw": [8, 32]}}
+    config = tiny_config(method="dan", **size)
+    with pytest.raises(UsageError, match="halves each side"):
+        build_method(build_network(config.network, 3, seed=0), config)

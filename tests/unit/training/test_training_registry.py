@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
 from typing import get_args
 
 from sssflow.training.config import TrainConfig
 from sssflow.training.method_config import MethodName
 from sssflow.training.methods.registry import METHODS
 
+MOST_LINES = 150
 WITHOUT_SETTINGS = {"supervised"}
 
 
@@ -24,3 +27,11 @@ def test_every_section_belongs_to_a_method_and_every_method_with_settings_has_on
     }
     assert set(sections) == set(METHODS) - WITHOUT_SETTINGS
     assert len(set(sections.values())) == len(sections)
+
+
+def test_every_method_is_read_in_one_file_of_150_lines():
+    files = {Path(inspect.getfile(method)) for method in METHODS.values()}
+    assert len(files) == len(METHODS)
+    assert {file.parent.name for file in files} == {"methods"}
+    long = {f.name: n for f in files if (n := len(f.read_text("utf-8").splitlines())) > MOST_LINES}
+    assert long == {}

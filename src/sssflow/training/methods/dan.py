@@ -6,10 +6,11 @@ import torch
 from torch import Generator, Tensor
 from torch.func import functional_call
 
+from sssflow.errors import UsageError
 from sssflow.networks.base import SegmentationNet
 from sssflow.training.config import TrainConfig
 from sssflow.training.data import Batch
-from sssflow.training.discriminator import Discriminator, origin_loss
+from sssflow.training.discriminator import LEAST_SIDE, Discriminator, origin_loss
 from sssflow.training.losses import supervised_loss
 from sssflow.training.methods.base import (
     LossTerms,
@@ -37,6 +38,7 @@ class Dan(Method):
     def __init__(self, student: SegmentationNet, config: TrainConfig) -> None:
         super().__init__(student, config)
         settings = config.dan
+        _require_sides(config)
         self.discriminator = Discriminator(
             student.class_count, student.dimensions, settings.discriminator_width
         )
@@ -76,3 +78,21 @@ class Dan(Method):
         logits: Tensor = functional_call(self.discriminator, fixed, (probability, image))
         self.discriminator.train()
         return logits
+
+
+def _require_sides(config: TrainConfig) -> None:
+    """Refuse slices or patches that the critic's four halvings would use up.
+
+    Raises:
+        UsageError: A side is too short.
+    """
+    rule = config.preprocessing
+    sides = rule.size_hw if rule.patch is None else rule.patch.size_shw
+    if min(sides) < LEAST_SIDE:
+        raise UsageError(
+            "The critic of dan halves each side four times.",
+            where="preprocessing.size_hw" if rule.patch is None else "preprocessing.patch.size_shw",
+            expected=f"{LEAST_SIDE} or more on every side",
+            found=" x ".join(map(str, sides)),
+            action="Choose larger patches, or another method.",
+        )

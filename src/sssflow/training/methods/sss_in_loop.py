@@ -72,8 +72,7 @@ class SssInLoop(Method):
         labelled = self._labelled(batch, generator)
 
         scan = as_clips(unlabelled_of(batch).image_bchw, settings.clip_slices)
-        shape = (len(scan), *scan.shape[2:])
-        geometry = weak_geometry((shape[0], shape[1], shape[2]), augmentation.weak, generator)
+        geometry = weak_geometry((len(scan), *scan.shape[2:]), augmentation.weak, generator)
         weak = WeakView(geometry.image(scan), None, None)
         with statistics_kept(self.target_net):
             target = in_loop.make_targets(
@@ -111,9 +110,7 @@ class SssInLoop(Method):
         masks = in_loop.prompted_masks(
             net, features, image, prompts, settings, self.banks, generator
         )
-        for class_index, entry in (
-            e for found in masks if found is not None for e in found.entries
-        ):
+        for class_index, entry in (e for found in masks if found for e in found.entries):
             self.banks.offer(class_index, entry)
         prompted = in_loop.decoder_loss(
             masks, label, everywhere, net.class_count, settings.labelled_loss
