@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -19,6 +18,7 @@ from sssflow.bench.run import RESULT_FILE
 from sssflow.bench.worker import FAILURE_FILE, STATUS_FILE
 from sssflow.contracts.bench import RunFailure
 from sssflow.errors import DataError
+from sssflow.pipeline.processes import signal_group, stop_requests
 from sssflow.storage.atomic import write_text
 from sssflow.storage.contracts import load_contract, save_contract
 
@@ -69,7 +69,7 @@ class Pool:
         are asked to save their state, and `stopped` is true.
         """
         waiting = list(orders)
-        with _stop_requests() as asked:
+        with stop_requests() as asked:
             try:
                 while (waiting or self._running or self._alone) and not asked:
                     self._reap(done)
@@ -122,13 +122,13 @@ class Pool:
 
     def _stop_all(self) -> None:
         for worker in self._running:
-            _signal(worker.process, signal.SIGTERM)
+            signal_group(worker.process, signal.SIGTERM)
         deadline_s = time.monotonic() + _GRACE_S
         for worker in self._running:
             try:
                 worker.process.wait(max(0.0, deadline_s - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _signal(worker.process, signal.SIGKILL)
+                signal_group(worker.process, signal.SIGKILL)
                 worker.process.wait()
 
 
@@ -174,23 +174,3 @@ def _failure(order: RunOrder, return_code: int) -> RunFailure:
     )
     save_contract(failure, path)
     return failure
-
-
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying by them."""
-    asked: list[int] = []
-    before: dict[int, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not the main thread
-            before[number] = signal.signal(number, lambda n, _: asked.append(n))
-    try:
-        yield asked
-    finally:
-        for known, handler in before.items():
-            signal.signal(known, handler)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from sssflow.errors import (
 from sssflow.pipeline.events import EVENTS_FOLDER, EventReader, TaskEvent, request_stop
 from sssflow.pipeline.ir import require_kfp
 from sssflow.pipeline.local_worker import WorkOrder
+from sssflow.pipeline.processes import signal_group, stop_requests
 from sssflow.pipeline.results import LocalRunResult, collect, require_own_folder
 from sssflow.pipeline.store import Store, program_digest
 from sssflow.storage.atomic import disk_errors
@@ -156,44 +156,24 @@ def _run(
 
 def _wait(worker: subprocess.Popen[bytes], follower: _Follower) -> bool:
     """Follow the worker to its end; True if we were asked to stop on the way."""
-    with _stop_requests() as asked:
+    with stop_requests() as asked:
         deadline_s = float("inf")
         try:
             while worker.poll() is None:
                 follower.look()
                 if asked and deadline_s == float("inf"):
                     request_stop(follower.folder)
-                    _signal_group(worker, signal.SIGTERM)
+                    signal_group(worker, signal.SIGTERM)
                     deadline_s = time.monotonic() + _GRACE_S
                 if time.monotonic() > deadline_s:
-                    _signal_group(worker, signal.SIGKILL)
+                    signal_group(worker, signal.SIGKILL)
                 time.sleep(_POLL_S)
         finally:
             if worker.poll() is None:
-                _signal_group(worker, signal.SIGKILL)
+                signal_group(worker, signal.SIGKILL)
                 worker.wait()
         follower.look()
         return bool(asked)
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying by them."""
-    asked: list[int] = []
-    before: dict[int, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not the main thread
-            before[number] = signal.signal(number, lambda n, _: asked.append(n))
-    try:
-        yield asked
-    finally:
-        for known, handler in before.items():
-            signal.signal(known, handler)
-
-
-def _signal_group(worker: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(worker.pid, number)
 
 
 def _reason(
