@@ -2,7 +2,7 @@
 
 Starts the real server for CPU on a SAM-2 bundle, and compares: the encoder, a cached prompt, and a
 volume of 40 slices. With --soak N it also makes N requests and reads the memory of the server's
-processes. Run: python benchmarks/triton.py BUNDLE [--size 256] [--repeats 20] [--soak 10000]
+processes. Run: python benchmarks/serving.py BUNDLE [--size 256] [--repeats 20] [--soak 10000]
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def main() -> None:
     text = [
         f"# Triton beside ONNX Runtime, {options.bundle.name}, {options.size} px",
         "",
-        f"`benchmarks/triton.py`, {options.threads} threads each, spinning off in both, medians of "
+        f"`benchmarks/serving.py`, {options.threads} threads each, spinning off in both, medians of "
         f"{options.repeats} turns; load of the machine before the run {load_before:.1f}.",
         "",
         "| what | Triton, ms | bare session, ms | ratio | target |",
