@@ -168,8 +168,8 @@ def main() -> None:
     text = [
         f"# Triton beside ONNX Runtime, {options.bundle.name}, {options.size} px",
         "",
-        f"`benchmarks/serving.py`, {options.threads} threads each, spinning off in both, medians of "
-        f"{options.repeats} turns; load of the machine before the run {load_before:.1f}.",
+        f"`benchmarks/serving.py`, {options.threads} threads each, spinning off in both, medians "
+        f"of {options.repeats} turns; load of the machine before the run {load_before:.1f}.",
         "",
         "| what | Triton, ms | bare session, ms | ratio | target |",
         "| --- | --- | --- | --- | --- |",
