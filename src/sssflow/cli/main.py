@@ -27,8 +27,9 @@ from sssflow.cli import (
     serve,
     train,
 )
+from sssflow.cli.processes import is_first, spoken_for
 from sssflow.cli.session import Session, error_console
-from sssflow.errors import SssflowError
+from sssflow.errors import InterruptedRun, SssflowError
 
 EXIT_USAGE = 64
 EXIT_BUG = 70
@@ -79,14 +80,16 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; messages go to standard error."""
-    session = Session()
+    session = Session(arguments=tuple(arguments))
     command = typer.main.get_command(app)
     try:
         result = command.main(
             args=list(arguments), prog_name="sssflow", standalone_mode=False, obj=session
         )
     except SssflowError as error:
-        _say(f"{error.kind}: {error.describe()}")
+        # All processes of a training stop together; one of them says so.
+        if is_first() or not isinstance(error, InterruptedRun):
+            _say(f"{spoken_for()}{error.kind}: {error.describe()}")
         return error.exit_code
     except TyperException as error:
         if not arguments:

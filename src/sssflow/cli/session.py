@@ -45,9 +45,10 @@ def error_console() -> Console:
 
 @dataclass
 class Session:
-    """One call of the command line. `out` is where a traceback may be left."""
+    """One call of the command line: its arguments, and where a traceback may be left."""
 
     out: Path | None = None
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

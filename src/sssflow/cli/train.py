@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sssflow.cli.processes import (
+    Machine,
+    MasterAddrOption,
+    MasterPortOption,
+    NodeRankOption,
+    NodesOption,
+    ProcessesOption,
+    PulseOption,
+    TimeoutOption,
+    place,
+    start_again,
+    started_by_torchrun,
+)
 from sssflow.cli.progress import working
 from sssflow.cli.session import (
     ConfigOption,
     DryRunOption,
     Plan,
     PrintConfigOption,
+    Session,
     SetOption,
     finish,
     need,
@@ -22,7 +38,11 @@ from sssflow.cli.session import (
 )
 
 if TYPE_CHECKING:
-    from sssflow.training.loop import Progress
+    from sssflow.contracts.run import RunRecord
+    from sssflow.experiment import ExperimentConfig
+    from sssflow.sam.promptable import Generalist
+    from sssflow.training.config import TrainConfig
+    from sssflow.training.loop import Progress, ProgressCallback
 
 
 def train(
@@ -63,14 +83,22 @@ def train(
     resume: Annotated[
         bool, typer.Option(help="Go on from the newest good checkpoint in OUT.")
     ] = True,
+    processes: ProcessesOption = None,
+    timeout_s: TimeoutOption = 600.0,
+    nodes: NodesOption = 1,
+    node_rank: NodeRankOption = 0,
+    master_addr: MasterAddrOption = "",
+    master_port: MasterPortOption = 29500,
+    pulse: PulseOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     print_config: PrintConfigOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """Train a student on MANIFEST; Ctrl-C keeps a checkpoint and the same command resumes."""
-    chosen = [*(settings or []), *([f"{section}.method={method}"] if method else [])]
-    experiment = read_experiment(config, chosen)
+    short = {"method": method, "processes": processes}
+    chosen = [f"{section}.{key}={value}" for key, value in short.items() if value is not None]
+    experiment = read_experiment(config, [*(settings or []), *chosen])
     if print_config:
         show_config(experiment)
         return
@@ -78,38 +106,73 @@ def train(
     out = need(out, "OUT", "the folder of the run")
     settings_of_run = experiment.training(section)
     masks = masks or []
-    plan = Plan(
-        "train",
-        f"trains {settings_of_run.method} for {settings_of_run.steps} steps, "
-        f"seed {settings_of_run.seed}",
-        out,
-        {"dataset": dataset, **{f"masks {i + 1}": path for i, path in enumerate(masks)}}
-        | ({"start": start} if start else {})
-        | ({"sam2": sam2} if sam2 else {})
-        | ({"LEAKED LABELS": leak_labels_from} if leak_labels_from else {}),
-        (f"watch: {quoted('tensorboard', '--logdir', out / 'tensorboard')}",),
-    )
-    if not plan.start(context, dry_run=dry_run):
+    inputs = {f"masks {i + 1}": path for i, path in enumerate(masks)}
+    asked = {"start": start, "sam2": sam2, "LEAKED LABELS": leak_labels_from}
+    inputs |= {name: path for name, path in asked.items() if path}
+    plan = _plan(settings_of_run, {"dataset": dataset, **inputs}, out)
+    session = context.find_object(Session) or Session()
+    if started_by_torchrun():
+        session.out = out
+    elif not plan.start(context, dry_run=dry_run):
+        return
+    elif settings_of_run.processes > 1:
+        here = Machine(nodes, node_rank, master_addr, master_port)
+        start_again(session.arguments, settings_of_run.processes, here, timeout_s, pulse)
         return
     from sssflow.training import stage
+    from sssflow.training.distributed import joined
 
-    generalist = None
-    if settings_of_run.method == "semisam":
-        from sssflow.sam.generalist import load_generalist
-
-        generalist = load_generalist(experiment.generalist, adapted=sam2)
-    with working(f"train {settings_of_run.method}") as watch:
+    world = place(timeout_s)
+    with (
+        _progress(settings_of_run.method, shown=world.is_first) as progress,
+        joined(world, cuda=settings_of_run.device != "cpu"),
+    ):
         record = stage.run(
             settings_of_run,
             dataset,
             out,
             masks=masks,
             start=start,
-            generalist=generalist,
+            generalist=_generalist(experiment, section, sam2),
             leak_labels_from=leak_labels_from,
             resume=resume,
-            progress=lambda now: watch.show(_standing(now), (now.step, now.steps)),
+            progress=progress,
+            world=world,
         )
+    if world.is_first:
+        _close(record, dataset, out)
+
+
+def _plan(config: TrainConfig, reads: Mapping[str, Path], out: Path) -> Plan:
+    shared = f" in {config.processes} processes" if config.processes > 1 else ""
+    return Plan(
+        "train",
+        f"trains {config.method} for {config.steps} steps, seed {config.seed}{shared}",
+        out,
+        reads,
+        (f"watch: {quoted('tensorboard', '--logdir', out / 'tensorboard')}",),
+    )
+
+
+def _generalist(experiment: ExperimentConfig, section: str, sam2: Path | None) -> Generalist | None:
+    if experiment.training(section).method != "semisam":
+        return None
+    from sssflow.sam.generalist import load_generalist
+
+    return load_generalist(experiment.generalist, adapted=sam2)
+
+
+@contextlib.contextmanager
+def _progress(method: str, *, shown: bool) -> Iterator[ProgressCallback | None]:
+    """Where the loop tells how far it is; of several processes one shows it."""
+    if not shown:
+        yield None
+        return
+    with working(f"train {method}") as watch:
+        yield lambda now: watch.show(_standing(now), (now.step, now.steps))
+
+
+def _close(record: RunRecord, dataset: Path, out: Path) -> None:
     facts: dict[str, object] = {"kept step": f"{record.best_step} of {record.steps}"}
     if record.notes:
         facts["notes"] = " ".join(record.notes)

@@ -24,6 +24,7 @@ from sssflow.training.data import (
     TrainingData,
     batch_indices,
 )
+from sssflow.training.distributed import ALONE, World
 from sssflow.training.views import Geometry, chosen, strong_view, weak_geometry
 
 
@@ -56,8 +57,10 @@ def clip_indices(
     return torch.tensor(index)
 
 
-def read_clips(data: TrainingData, step: int, plan: ClipPlan, *, seed: int) -> Batch:
-    """The clips of `step`, on the device that holds the slices; slices of a clip side by side.
+def read_clips(
+    data: TrainingData, step: int, plan: ClipPlan, *, seed: int, world: World = ALONE
+) -> Batch:
+    """This process's part of the clips of `step`; slices of a clip lie side by side.
 
     Raises:
         DataError: A stream is missing.
@@ -66,7 +69,7 @@ def read_clips(data: TrainingData, step: int, plan: ClipPlan, *, seed: int) -> B
     if not isinstance(labelled, Slices) or not isinstance(unlabelled, Slices):
         raise DataError("Clips need a labelled and an unlabelled stream of slices.")
     first, second = (
-        clip_indices(s.case_ids, plan.slices, clips, step, seed=seed, stream=name)
+        world.part(clip_indices(s.case_ids, plan.slices, clips, step, seed=seed, stream=name))
         for s, clips, name in (
             (labelled, plan.labelled, "labelled"),
             (unlabelled, plan.unlabelled, "unlabelled"),

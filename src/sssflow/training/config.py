@@ -183,6 +183,12 @@ class TrainConfig(Config):
         "(a GPU, a processor with AVX512-BF16 or AMX), else float32.",
     )
     threads: int = Field(0, ge=0, le=256, description="CPU threads of torch; 0: torch's choice.")
+    processes: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Processes that share every batch, one per GPU (`sssflow train --gpus`).",
+    )
     memory_gib: float = Field(
         8.0, gt=0, description="Largest size of one stream held in memory; beyond it: refused."
     )

@@ -8,7 +8,6 @@ Labels exist for labelled cases only; the type of an unlabelled stream has no pl
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,16 +21,15 @@ from torch import Tensor
 from sssflow.contracts.dataset import DatasetManifest, LabelledCase, Role, UnlabelledCase
 from sssflow.contracts.masks import CaseMasks
 from sssflow.contracts.model import Preprocessing
-from sssflow.errors import DataError, UsageError
+from sssflow.errors import DataError
 from sssflow.networks.predict import resize_images
+from sssflow.training.distributed import ALONE, World
 from sssflow.training.mask_trust import case_masks
+from sssflow.training.memory import require_memory
 from sssflow.training.method_config import SssConfig
 from sssflow.training.rare_classes import by_class, slices_showing
 from sssflow.volume.intensity import normalise
 from sssflow.volume.packed import read_packed
-
-_LOG = logging.getLogger(__name__)
-_GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -180,17 +178,27 @@ def batch_indices(count: int, batch: int, step: int, *, seed: int, stream: str) 
 
 
 def read_batch(
-    data: TrainingData, step: int, *, labelled: int, unlabelled: int, seed: int
+    data: TrainingData,
+    step: int,
+    *,
+    labelled: int,
+    unlabelled: int,
+    seed: int,
+    world: World = ALONE,
 ) -> Batch:
-    """The batch of `step`, gathered on the device that holds the streams."""
+    """This process's part of the batch of `step`, on the device that holds the streams.
+
+    `labelled` and `unlabelled` are the sizes of the whole batch.
+    """
+    names = world.seed_names
     index = batch_indices(len(data.labelled), labelled, step, seed=seed, stream="labelled")
-    read_seed = derive_seed(seed, "read", "labelled", step)
-    first = data.labelled.labelled_batch(index, seed=read_seed)
+    read_seed = derive_seed(seed, "read", "labelled", step, *names)
+    first = data.labelled.labelled_batch(world.part(index), seed=read_seed)
     if data.unlabelled is None:
         return Batch(first, None)
     index = batch_indices(len(data.unlabelled), unlabelled, step, seed=seed, stream="unlabelled")
-    read_seed = derive_seed(seed, "read", "unlabelled", step)
-    return Batch(first, data.unlabelled.unlabelled_batch(index, seed=read_seed))
+    read_seed = derive_seed(seed, "read", "unlabelled", step, *names)
+    return Batch(first, data.unlabelled.unlabelled_batch(world.part(index), seed=read_seed))
 
 
 def labelled_cases(manifest: DatasetManifest) -> tuple[LabelledCase, ...]:
@@ -373,20 +381,3 @@ def _check_memory(
         what=f"{slices} slices of {height}x{width}",
         remedy="make preprocessing.size_hw smaller",
     )
-
-
-def require_memory(size_bytes: int, memory_gib: float, *, what: str, remedy: str) -> None:
-    """Say how much memory a stream takes, before it is read.
-
-    Raises:
-        UsageError: More than the run may use.
-    """
-    needed_gib = size_bytes / _GIB
-    if needed_gib > memory_gib:
-        raise UsageError(
-            "The samples do not fit into the memory that this run may use.",
-            expected=f"at most {memory_gib:g} GiB (memory_gib)",
-            found=f"{what}: {needed_gib:.1f} GiB",
-            action=f"Raise memory_gib, or {remedy}.",
-        )
-    _LOG.info("%s, %.2f GiB", what, needed_gib)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from sssflow.training.checkpoint import CheckpointManifest, State, save_checkpoi
 from sssflow.training.clips import read_clips
 from sssflow.training.config import OptimiserConfig, TrainConfig
 from sssflow.training.data import Batch, TrainingData, derive_seed, read_batch
+from sssflow.training.distributed import ALONE, World
 from sssflow.training.interrupt import StopRequest
 from sssflow.training.methods.base import LossTerms, Method
 from sssflow.training.ramps import learning_rate_factor
@@ -71,6 +73,7 @@ class Run:
     checkpoints: Path
     manifest: CheckpointManifest
     device: torch.device
+    world: World = ALONE
 
 
 def build_optimiser(method: Method, config: OptimiserConfig) -> torch.optim.Optimizer:
@@ -87,13 +90,17 @@ def build_optimiser(method: Method, config: OptimiserConfig) -> torch.optim.Opti
 
 
 def train(
-    run: Run, standing: Standing, tracker: Tracker, progress: ProgressCallback | None = None
+    run: Run, standing: Standing, tracker: Tracker | None, progress: ProgressCallback | None = None
 ) -> None:
     """Train from `standing.step` to the last step; `standing` is brought up to date in place.
 
+    Of several processes only the first has a tracker, validates and writes checkpoints.
+
     Raises:
         DataError: The loss is not finite; step and cases of the batch are named.
-        InterruptedRun: SIGINT or SIGTERM came; the checkpoint of the finished step is written.
+        InterruptedRun: SIGINT or SIGTERM came, to any process; the checkpoint of the finished
+            step is written.
+        UnavailableError: Another process ended, or gave no answer in time.
     """
     clock = _Clock(standing)
     run.method.train_mode()
@@ -102,29 +109,38 @@ def train(
             terms, loss = train_step(run, standing.step)
             standing.step += 1
             _after_step(run, standing, tracker, terms, loss)
-            clock.tick(run, standing, loss, progress)
-            if stop.received is not None:
-                checkpoint(run, standing)
+            due = clock.tick(run, standing, loss, progress)
+            stopped = stop.received is not None or run.world.is_orphan
+            stopped, due = run.world.any(stopped, due)
+            if stopped or due:
+                _keep(run, standing)
+                clock.kept()
+            if stopped:
+                run.world.wait()
+                by = stop.received or "a signal to another process"
                 raise InterruptedRun(
-                    f"Training was stopped by {stop.received} after step {standing.step}.",
+                    f"Training was stopped by {by} after step {standing.step}.",
                     where=run.checkpoints,
                     action="Run the same command again; it goes on from this step.",
                 )
-    checkpoint(run, standing)
+    _keep(run, standing)
 
 
 def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTerms, float]:
-    """One optimiser step; every random number follows from (seed, step).
+    """One optimiser step; every random number follows from (seed, step, process).
+
+    The loss that is returned is the mean over all processes; the terms are this one's.
 
     `batch` replaces the one that the data would give (for measuring the loader).
     """
     config = run.config
     if batch is None:
         batch = batch_of(run, step)
+    names = run.world.seed_names
     generator = Generator(device=run.device)
-    generator.manual_seed(derive_seed(config.seed, "views", step))
+    generator.manual_seed(derive_seed(config.seed, "views", step, *names))
     # Dropout layers draw from torch's global generator; set from the step, it needs no saving.
-    torch.manual_seed(derive_seed(config.seed, "dropout", step))
+    torch.manual_seed(derive_seed(config.seed, "dropout", step, *names))
     factor = learning_rate_factor(
         config.optimiser.schedule,
         step,
@@ -138,31 +154,37 @@ def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTer
     with torch.autocast(run.device.type, torch.bfloat16, enabled=uses_bfloat16(config, run.device)):
         terms = run.method.step(batch, step, generator)
     total = terms.total
-    loss = float(total.detach())
-    _require_finite(terms, loss, step, batch)
+    own_loss = float(total.detach())
+    loss = run.world.mean(own_loss)
+    _require_finite(terms, own_loss, step, batch)
+    if not math.isfinite(loss):
+        raise DataError("The loss of another process is not finite; see its message.")
     optimisers = [run.optimiser, *run.method.own_optimisers.values()]
     for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(total)
+    run.world.average_gradients(p for p in run.method.modules.parameters() if p.requires_grad)
     if config.optimiser.clip_norm > 0:
         torch.nn.utils.clip_grad_norm_(run.method.trainable(), config.optimiser.clip_norm)
     for optimiser in optimisers:
         optimiser.step()
+    run.world.average_statistics(run.method.modules)
     run.method.after_update(step)
     return terms, loss
 
 
 def batch_of(run: Run, step: int) -> Batch:
-    """What the method reads at `step`: clips, or single slices and patches."""
+    """This process's part of what is read at `step`: clips, or single slices and patches."""
     config = run.config
     if run.method.clips is not None:
-        return read_clips(run.data, step, run.method.clips, seed=config.seed)
+        return read_clips(run.data, step, run.method.clips, seed=config.seed, world=run.world)
     return read_batch(
         run.data,
         step,
         labelled=config.batch_labelled,
         unlabelled=config.batch_unlabelled,
         seed=config.seed,
+        world=run.world,
     )
 
 
@@ -184,7 +206,7 @@ def computes_in_bfloat16() -> bool:
 
 
 def _require_finite(terms: LossTerms, loss: float, step: int, batch: Batch) -> None:
-    if loss - loss == 0.0:  # false for NaN and both infinities
+    if math.isfinite(loss):
         return
     cases = set(batch.labelled.case_ids)
     if batch.unlabelled is not None:
@@ -200,8 +222,10 @@ def _require_finite(terms: LossTerms, loss: float, step: int, batch: Batch) -> N
 
 
 def _after_step(
-    run: Run, standing: Standing, tracker: Tracker, terms: LossTerms, loss: float
+    run: Run, standing: Standing, tracker: Tracker | None, terms: LossTerms, loss: float
 ) -> None:
+    if tracker is None:
+        return
     last = standing.step == run.config.steps
     if standing.step % _SCALARS_EVERY == 0 or last:
         values = {f"loss/{name}": float(term.detach()) for name, term in terms.all_terms.items()}
@@ -246,9 +270,25 @@ def copied(state: Mapping[str, Tensor]) -> Weights:
     return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
 
 
-def checkpoint(run: Run, standing: Standing) -> Path:
-    """Publish the state after `standing.step` steps."""
-    state: State = {
+def _keep(run: Run, standing: Standing) -> None:
+    """Publish the state after `standing.step` steps; every process must come here."""
+    kept_apart = _gather_kept_apart(run)
+    if run.world.is_first:
+        manifest = run.manifest.model_copy(update={"step": standing.step})
+        state = _state(run, standing, kept_apart)
+        save_checkpoint(run.checkpoints, state, manifest, keep_last=run.config.keep_last)
+
+
+def _gather_kept_apart(run: Run) -> list[dict[str, State]]:
+    names = sorted(run.method.kept_apart)
+    if run.world.size == 1 or not names:
+        return []  # "modules" has it all
+    return run.world.gather({name: run.method.modules[name].state_dict() for name in names})
+
+
+def _state(run: Run, standing: Standing, kept_apart: list[dict[str, State]]) -> State:
+    return {
+        "kept_apart": kept_apart,
         "modules": run.method.modules.state_dict(),
         "optimiser": run.optimiser.state_dict(),
         "own_optimisers": {
@@ -260,13 +300,33 @@ def checkpoint(run: Run, standing: Standing) -> Path:
         "history": standing.history,
         "elapsed_s": standing.elapsed_s,
     }
-    manifest = run.manifest.model_copy(update={"step": standing.step})
-    return save_checkpoint(run.checkpoints, state, manifest, keep_last=run.config.keep_last)
+
+
+def begin(run: Run, found: tuple[CheckpointManifest, State] | None) -> Standing:
+    """Where the run stands: at its start, or after the checkpoint `found`.
+
+    All processes take over the first one's weights, optimisers and step; only the first looks for
+    a checkpoint, and only its standing knows the best weights and the history.
+    """
+    standing = Standing() if found is None else restore(run, *found)
+    if run.world.size == 1:
+        return standing
+    sent = None
+    if run.world.is_first:
+        state = _state(run, standing, [] if found is None else found[1]["kept_apart"])
+        sent = {**state, "best_weights": {}, "history": [], "step": standing.step}
+    told = run.world.share(sent)
+    if run.world.is_first:
+        return standing
+    return restore(run, run.manifest.model_copy(update={"step": told["step"]}), told)
 
 
 def restore(run: Run, manifest: CheckpointManifest, state: State) -> Standing:
     """Put a checkpoint's weights and optimiser into `run` and return its standing."""
     run.method.modules.load_state_dict(state["modules"], strict=True)
+    if state["kept_apart"]:
+        for name, own in state["kept_apart"][run.world.rank].items():
+            run.method.modules[name].load_state_dict(own, strict=True)
     run.optimiser.load_state_dict(state["optimiser"])
     for name, optimiser in run.method.own_optimisers.items():
         optimiser.load_state_dict(state["own_optimisers"][name])
@@ -281,7 +341,7 @@ def restore(run: Run, manifest: CheckpointManifest, state: State) -> Standing:
 
 
 class _Clock:
-    """Time left, the log line of the minute, and checkpoints by steps or seconds."""
+    """Time left, the log line of the minute, and when a checkpoint is due."""
 
     def __init__(self, standing: Standing) -> None:
         now = time.monotonic()
@@ -290,7 +350,8 @@ class _Clock:
 
     def tick(
         self, run: Run, standing: Standing, loss: float, progress: ProgressCallback | None
-    ) -> None:
+    ) -> bool:
+        """Tell how far the run is; whether a checkpoint is due, by steps or by seconds."""
         now = time.monotonic()
         standing.elapsed_s = self._before_s + now - self._start
         per_step_s = (now - self._start) / (standing.step - self._start_step)
@@ -307,9 +368,10 @@ class _Clock:
                 loss,
                 left_s,
             )
-        due = standing.step % run.config.checkpoint_every_steps == 0
-        if standing.step < run.config.steps and (
-            due or now - self._saved >= run.config.checkpoint_every_s
-        ):
-            self._saved = now
-            checkpoint(run, standing)
+        by_steps = standing.step % run.config.checkpoint_every_steps == 0
+        by_seconds = now - self._saved >= run.config.checkpoint_every_s
+        return standing.step < run.config.steps and (by_steps or by_seconds)
+
+    def kept(self) -> None:
+        """A checkpoint was written."""
+        self._saved = time.monotonic()

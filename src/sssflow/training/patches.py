@@ -24,9 +24,9 @@ from sssflow.training.data import (
     labelled_cases,
     read_image,
     read_label,
-    require_memory,
     unlabelled_cases,
 )
+from sssflow.training.memory import require_memory
 
 _KEPT_VOXELS = 10_000
 """Foreground voxels remembered per class and case, drawn evenly: enough to centre patches on."""

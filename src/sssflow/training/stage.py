@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 
-import sssflow
 from sssflow.contracts.base import ObjectRef, Sha256
 from sssflow.contracts.dataset import DatasetManifest
 from sssflow.contracts.masks import CaseMasks, MaskSet, require_same_dataset
-from sssflow.contracts.model import TrainedModel
 from sssflow.contracts.run import RunRecord
-from sssflow.errors import DataError, UnavailableError, UsageError
+from sssflow.errors import DataError, UnavailableError
 from sssflow.networks.base import SegmentationNet
 from sssflow.networks.registry import build_network
 from sssflow.networks.trained import MODEL_FILE, LoadedModel, Provenance, load_model, save_model
@@ -29,26 +25,38 @@ from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference
 from sssflow.training.checkpoint import (
     CheckpointManifest,
+    State,
     list_checkpoints,
     load_newest,
     require_same_run,
     sweep_checkpoints,
 )
 from sssflow.training.config import TrainConfig
+from sssflow.training.distributed import ALONE, World
 from sssflow.training.load import load_streams
 from sssflow.training.loop import (
     ProgressCallback,
     Run,
     Standing,
+    begin,
     build_optimiser,
     copied,
     evaluated_network,
-    restore,
     train,
 )
-from sssflow.training.methods.base import Method
+from sssflow.training.machine import (
+    choose_device,
+    device_name,
+    threads,
+    versions,
+)
 from sssflow.training.methods.registry import METHODS, build_method
 from sssflow.training.outside import Outside, generalist_note, outside_of
+from sssflow.training.requirements import (
+    require_parts,
+    require_same_student,
+    require_trainable,
+)
 from sssflow.training.tracking import Tracker
 
 _LOG = logging.getLogger(__name__)
@@ -67,6 +75,7 @@ def run(
     leak_labels_from: Path | None = None,
     resume: bool = True,
     progress: ProgressCallback | None = None,
+    world: World = ALONE,
 ) -> RunRecord:
     """Train into `out`: `model/model.json`, `checkpoints/`, `tensorboard/`, and last `run.json`.
 
@@ -84,11 +93,14 @@ def run(
             `semisam.preset: oracle_prompts`, whose figures it spoils on purpose.
         resume: False throws away what an earlier run left in `out`.
         progress: Called after every step.
+        world: The processes that train together, already joined; each makes this same call, and
+            only the first reads and writes `out`.
 
     Raises:
         DataError: A changed or unfit input, or a loss that is not finite.
         UsageError: Another run's settings or data are in `out`, or the settings do not fit.
-        UnavailableError: Another process is training into `out`, or the disk is full.
+        UnavailableError: Another process is training into `out`, the disk is full, or a process
+            of `world` ended or gave no answer.
         InterruptedRun: SIGINT or SIGTERM; a checkpoint is written.
     """
     manifest = load_contract(DatasetManifest, dataset)
@@ -99,12 +111,13 @@ def run(
     started = None if start is None else load_model(start)
     outside = outside_of(config, generalist, leak_labels_from)
     inputs = outside.inputs | _inputs(manifest, mask_sets, started) | _sam2_input(config, started)
-    with _only_run_in(out):
-        if not resume:
+    with _only_run_in(out) if world.is_first else nullcontext():
+        if not resume and world.is_first:
             _clear(out)
-        if (out / RUN_FILE).exists():
-            return _finished(out / RUN_FILE, config, inputs)
-        with _threads(config.threads):
+        (is_finished,) = world.any(world.is_first and (out / RUN_FILE).exists())
+        if is_finished:
+            return _told(world, lambda: _finished(out / RUN_FILE, config, inputs))
+        with threads(config.threads, world):
             prepared = prepare(
                 config,
                 manifest,
@@ -114,6 +127,7 @@ def run(
                 inputs,
                 start=started,
                 outside=outside,
+                world=world,
             )
             return _train(prepared, manifest, out, progress)
 
@@ -121,21 +135,37 @@ def run(
 def _train(
     prepared: Run, manifest: DatasetManifest, out: Path, progress: ProgressCallback | None
 ) -> RunRecord:
-    inputs = prepared.manifest.inputs
-    sweep_checkpoints(prepared.checkpoints)
-    sweep_leftovers(out)
-    standing = Standing()
-    found = load_newest(prepared.checkpoints)
-    if found is not None:
-        require_same_run(found[0], config=prepared.manifest.config, inputs=inputs, where=out)
-        standing = restore(prepared, *found)
-        _LOG.info("resuming after step %d of %d", standing.step, prepared.config.steps)
-    tracker = Tracker(out / "tensorboard", from_step=standing.step)
+    world = prepared.world
+    standing = begin(prepared, _newest(prepared, out) if world.is_first else None)
+    tracker = None
+    if world.is_first:
+        tracker = Tracker(out / "tensorboard", from_step=standing.step)
     try:
         train(prepared, standing, tracker, progress)
     finally:
-        tracker.close()
-    return _publish(prepared, standing, manifest, out, inputs)
+        if tracker is not None:
+            tracker.close()
+    return _told(world, lambda: _publish(prepared, standing, manifest, out))
+
+
+def _newest(prepared: Run, out: Path) -> tuple[CheckpointManifest, State] | None:
+    """The newest good checkpoint, if there is one and it is this run's."""
+    sweep_checkpoints(prepared.checkpoints)
+    sweep_leftovers(out)
+    found = load_newest(prepared.checkpoints)
+    if found is not None:
+        wanted = prepared.manifest
+        require_same_run(found[0], config=wanted.config, inputs=wanted.inputs, where=out)
+        _LOG.info("resuming after step %d of %d", found[0].step, prepared.config.steps)
+    return found
+
+
+def _told(world: World, make: Callable[[], RunRecord]) -> RunRecord:
+    """The record that the first process makes, in every process."""
+    if world.size == 1:
+        return make()
+    told = world.share({"record": make().to_json()} if world.is_first else None)
+    return RunRecord.from_json(told["record"])
 
 
 def prepare(
@@ -148,13 +178,15 @@ def prepare(
     *,
     start: LoadedModel | None = None,
     outside: Outside = Outside(),  # noqa: B008 - frozen and empty
+    world: World = ALONE,
 ) -> Run:
     """Everything the loop needs, on its device; writes nothing."""
-    device = choose_device(config.device)
+    device = choose_device(config.device, world.local_rank if world.size > 1 else None)
     method_type = METHODS[config.method]
     method = build_method(_student(config, manifest, start), config)
     method.generalist = outside.generalist
-    _require_trainable(method, config, mask_sets)
+    require_trainable(method, config, mask_sets)
+    require_parts(method, config, world)
     masks = _by_case(mask_sets) if method.needs_masks else None
     needs_unlabelled = method_type.needs_unlabelled
     data = load_streams(
@@ -178,40 +210,8 @@ def prepare(
             state=_NO_STATE,
         ),
         device=device,
+        world=world,
     )
-
-
-def _require_trainable(
-    method: Method, config: TrainConfig, mask_sets: Sequence[tuple[MaskSet, Path]]
-) -> None:
-    if method.needs_masks and not mask_sets:
-        raise UsageError(
-            f"The method {config.method} learns from SAM-2 masks, and none were given.",
-            expected="masks.json of the infer stage",
-            action="Run the prompts and infer stages first, or set sss.mask_weight=0.",
-        )
-    if config.network.dimensions not in method.dimensions:
-        raise UsageError(
-            f"The method {config.method} cannot train a {config.network.dimensions}-D network.",
-            where="network.dimensions",
-            expected=" or ".join(str(number) for number in sorted(method.dimensions)),
-            found=config.network.dimensions,
-            action="Choose another method or network; docs/how-to/train-in-3d.md lists them.",
-        )
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device for `auto`, `cpu` or `cuda`.
-
-    Raises:
-        UsageError: CUDA is wanted and absent.
-    """
-    present = torch.cuda.is_available()
-    if wanted == "cuda" and not present:
-        raise UsageError(
-            "No CUDA device is here.", where="device", found="cuda", action="Set device=cpu."
-        )
-    return torch.device("cuda" if present and wanted != "cpu" else "cpu")
 
 
 def _publish(
@@ -219,7 +219,6 @@ def _publish(
     standing: Standing,
     manifest: DatasetManifest,
     out: Path,
-    inputs: dict[str, Sha256],
 ) -> RunRecord:
     config = prepared.config
     chosen = bool(standing.best_weights) and config.selection == "validation"
@@ -235,8 +234,8 @@ def _publish(
         config=config.model_dump(mode="json"),
         config_digest=config.digest(),
         seed=config.seed,
-        versions=_versions(),
-        inputs=inputs,
+        versions=versions(),
+        inputs=prepared.manifest.inputs,
         steps=standing.step,
         best_step=step,
         selection=f"{_selection(config, chosen)}, weights: {name}",
@@ -248,7 +247,7 @@ def _publish(
         ),
         model=reference(out / "model" / MODEL_FILE, base=out),
         wall_time_s=standing.elapsed_s,
-        device=_device_name(prepared.device),
+        device=device_name(prepared.device, prepared.world.size),
         notes=(*warnings, *generalist_note(prepared.method.generalist)),
     )
     save_contract(record, out / RUN_FILE)
@@ -282,7 +281,7 @@ def _student(
 ) -> SegmentationNet:
     student = build_network(config.network, manifest.class_count, seed=config.seed)
     if start is not None:
-        _require_same_student(start.description, config, manifest)
+        require_same_student(start.description, config, manifest)
         student.load_state_dict(start.net.state_dict())
     elif config.network.name == "sam2":
         from sssflow.sam.segmenter import load_start_weights
@@ -299,21 +298,6 @@ def _sam2_input(config: TrainConfig, start: LoadedModel | None) -> dict[str, Sha
 
     digest = start_weights_digest(config.network.sam2)
     return {} if digest is None else {"sam2_weights": digest}
-
-
-def _require_same_student(
-    start: TrainedModel, config: TrainConfig, manifest: DatasetManifest
-) -> None:
-    wanted = (config.network.model_dump(mode="json"), config.preprocessing, manifest.class_names)
-    found = (start.network, start.preprocessing, start.class_names)
-    if found != wanted:
-        raise UsageError(
-            "The training cannot start from this model.",
-            where="start",
-            expected=f"network, preprocessing and classes {wanted}",
-            found=found,
-            action="Give the training the settings of the model, or start without one.",
-        )
 
 
 def _inputs(
@@ -365,33 +349,7 @@ def _only_run_in(out: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _clear(out: Path) -> None:
     (out / RUN_FILE).unlink(missing_ok=True)
     for name in ("checkpoints", "tensorboard", "model"):
         shutil.rmtree(out / name, ignore_errors=True)
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "sssflow": sssflow.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} thread(s)"

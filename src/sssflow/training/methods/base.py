@@ -83,9 +83,12 @@ class Method(ABC):
         needs_generalist: Whether its step asks a frozen promptable model.
         generalist: That model, set by the stage; not among the modules.
         dimensions: Of the students it can train: slices (2), patches of volumes (3).
+        batch_multiple: Every part of a batch must be a multiple of it.
         clips: What it reads instead of single slices; None: slices, as `batch_*` says.
         modules: Everything with weights: "student", for most methods "teacher", and extras.
         trained_apart: Names of the modules that have an optimiser in `own_optimisers`.
+        kept_apart: Names of the modules that are each process's own where several train; their
+            state has no parameters.
         own_optimisers: Name to optimiser of a module that the run's optimiser does not train. The
             loop steps and saves them with it; their learning rate is the method's affair.
     """
@@ -96,10 +99,12 @@ class Method(ABC):
     needs_generalist: bool = False
     generalist: Generalist | None = None
     dimensions: frozenset[int] = frozenset({2, 3})
+    batch_multiple: int = 1
     clips: ClipPlan | None = None
     ema_decay: float = 0.0
     ema_lag: float = 1.0
     trained_apart: frozenset[str] = frozenset()
+    kept_apart: frozenset[str] = frozenset()
 
     def __init__(self, student: SegmentationNet, config: TrainConfig) -> None:
         self.config = config

@@ -30,6 +30,7 @@ class Bcp(Method):
     """
 
     name = "bcp"
+    batch_multiple = 2
 
     def __init__(self, student: SegmentationNet, config: TrainConfig) -> None:
         super().__init__(student, config)

@@ -37,6 +37,7 @@ class SssInLoop(Method):
 
     name = "sss_in_loop"
     dimensions = frozenset({2})
+    kept_apart = frozenset({"banks"})
 
     def __init__(self, student: SegmentationNet, config: TrainConfig) -> None:
         super().__init__(student, config)

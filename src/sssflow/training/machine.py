@@ -1,0 +1,70 @@
+"""What a run computes on: device, threads, versions."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+import sssflow
+from sssflow.errors import UsageError
+from sssflow.training.distributed import World
+
+
+def choose_device(wanted: str, number: int | None = None) -> torch.device:
+    """The device for `auto`, `cpu` or `cuda`; `number` is that of the GPU, None: torch's choice.
+
+    Raises:
+        UsageError: CUDA is wanted and absent, or there is no GPU of this number.
+    """
+    present = torch.cuda.is_available()
+    if wanted == "cuda" and not present:
+        raise UsageError(
+            "No CUDA device is here.", where="device", found="cuda", action="Set device=cpu."
+        )
+    if not present or wanted == "cpu":
+        return torch.device("cpu")
+    if number is not None and number >= torch.cuda.device_count():
+        raise UsageError(
+            "There are more processes than GPUs here.",
+            where=f"process {number} of this machine",
+            found=f"{torch.cuda.device_count()} GPU(s)",
+            action="Start one process per GPU.",
+        )
+    return torch.device("cuda") if number is None else torch.device("cuda", number)
+
+
+def device_name(device: torch.device, processes: int) -> str:
+    """What the record says about where the run took place."""
+    name = f"cpu, {torch.get_num_threads()} thread(s)"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return name if processes == 1 else f"{processes} processes, each on {name}"
+
+
+@contextmanager
+def threads(wanted: int, world: World) -> Iterator[None]:
+    """Torch's threads inside; not named, the processes of one machine share its cores."""
+    before = torch.get_num_threads()
+    count = wanted
+    if world.size > 1 and not wanted:
+        count = max(1, before // world.local_size)
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def versions() -> dict[str, str]:
+    """Of what the weights depend on."""
+    return {
+        "sssflow": sssflow.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }

@@ -1,0 +1,82 @@
+"""What must fit together before a training may begin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sssflow.contracts.dataset import DatasetManifest
+from sssflow.contracts.masks import MaskSet
+from sssflow.contracts.model import TrainedModel
+from sssflow.errors import UsageError
+from sssflow.training.config import TrainConfig
+from sssflow.training.distributed import World
+from sssflow.training.methods.base import Method
+
+
+def require_trainable(
+    method: Method, config: TrainConfig, mask_sets: Sequence[tuple[MaskSet, Path]]
+) -> None:
+    """Refuse masks that are missing, and networks that the method cannot train.
+
+    Raises:
+        UsageError: Either.
+    """
+    if method.needs_masks and not mask_sets:
+        raise UsageError(
+            f"The method {config.method} learns from SAM-2 masks, and none were given.",
+            expected="masks.json of the infer stage",
+            action="Run the prompts and infer stages first, or set sss.mask_weight=0.",
+        )
+    if config.network.dimensions not in method.dimensions:
+        raise UsageError(
+            f"The method {config.method} cannot train a {config.network.dimensions}-D network.",
+            where="network.dimensions",
+            expected=" or ".join(str(number) for number in sorted(method.dimensions)),
+            found=config.network.dimensions,
+            action="Choose another method or network; docs/how-to/train-in-3d.md lists them.",
+        )
+
+
+def require_parts(method: Method, config: TrainConfig, world: World) -> None:
+    """Refuse another number of processes than was asked for, and batches that they cannot share.
+
+    Raises:
+        UsageError: Either.
+    """
+    if world.size != config.processes:
+        raise UsageError(
+            "Another number of processes trains than the settings say.",
+            where="processes",
+            expected=config.processes,
+            found=world.size,
+            action="Use `sssflow train --gpus N`, which starts them, or correct the setting.",
+        )
+    if method.clips is not None:
+        world.require_parts("clips_labelled", method.clips.labelled)
+        world.require_parts("clips_unlabelled", method.clips.unlabelled)
+        return
+    multiple = method.batch_multiple
+    world.require_parts("batch_labelled", config.batch_labelled, multiple)
+    if method.needs_unlabelled:
+        world.require_parts("batch_unlabelled", config.batch_unlabelled, multiple)
+
+
+def require_same_student(
+    start: TrainedModel, config: TrainConfig, manifest: DatasetManifest
+) -> None:
+    """Refuse a start whose network, preprocessing or classes are others.
+
+    Raises:
+        UsageError: They are.
+    """
+    wanted = (config.network.model_dump(mode="json"), config.preprocessing, manifest.class_names)
+    found = (start.network, start.preprocessing, start.class_names)
+    if found != wanted:
+        raise UsageError(
+            "The training cannot start from this model.",
+            where="start",
+            expected=f"network, preprocessing and classes {wanted}",
+            found=found,
+            action="Give the training the settings of the model, or start without one.",
+        )
