@@ -1,4 +1,4 @@
-"""Write the schemas that tests/charts checks rendered objects against, from a running API server.
+"""Write the schemas that tests check objects against, from a running API server.
 
 `KUBECONFIG=... python tools/kubernetes_schemas.py tests/charts/kubernetes-1.34.json` asks the
 cluster by kubectl. Descriptions are left out; what the kinds below refer to comes along.
@@ -24,12 +24,13 @@ GROUPS = {
         "LimitRange",
     ],
     "apis/apps/v1": ["Deployment"],
+    "apis/batch/v1": ["Job"],
     "apis/autoscaling/v2": ["HorizontalPodAutoscaler"],
     "apis/policy/v1": ["PodDisruptionBudget"],
     "apis/networking.k8s.io/v1": ["NetworkPolicy"],
     "apis/rbac.authorization.k8s.io/v1": ["Role", "RoleBinding"],
 }
-"""Path of a group under /openapi/v3, and the kinds of it that the charts render."""
+"""Path of a group under /openapi/v3, and the kinds of it that charts and trainings make."""
 
 KEPT = ("type", "format", "required", "enum", "x-kubernetes-int-or-string")
 

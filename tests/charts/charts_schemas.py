@@ -1,4 +1,4 @@
-"""Strict checks of objects: Kubernetes 1.34's OpenAPI, 1.30's client models, and four CRDs.
+"""Strict checks of objects: Kubernetes 1.34's OpenAPI, 1.30's client models, and five CRDs.
 
 An unknown field is a failure, as the API server with strict field validation has it.
 kubernetes-1.34.json was written by tools/kubernetes_schemas.py from a running API server.
@@ -37,12 +37,75 @@ def _list(items: Any) -> dict[str, Any]:
 
 
 def _custom(spec: Any) -> dict[str, Any]:
-    metadata = _record("name namespace labels", name=TEXT, namespace=TEXT, labels=STRINGS)
+    metadata = _record(
+        "name namespace labels", name=TEXT, namespace=TEXT, labels=STRINGS, annotations=STRINGS
+    )
     return _record("spec", apiVersion=TEXT, kind=TEXT, metadata=metadata, spec=spec)
 
 
 _BEHAVIOR = {"$ref": "io.k8s.api.autoscaling.v2.HorizontalPodAutoscalerBehavior"}
 _SELECTOR = {"$ref": "io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector"}
+
+
+def _core(kind: str) -> dict[str, str]:
+    return {"$ref": f"io.k8s.api.core.v1.{kind}"}
+
+
+def _nested(inner: Any, *names: str) -> Any:
+    """`{names[0]: {names[1]: ... inner}}`, and nothing beside."""
+    return inner if not names else _record(names[0], **{names[0]: _nested(inner, *names[1:])})
+
+
+_POD_PATCH = _record(
+    "",
+    metadata=_record("", labels=STRINGS, annotations=STRINGS),
+    spec=_record(
+        "",
+        serviceAccountName=TEXT,
+        volumes=_list(_core("Volume")),
+        containers=_list(
+            _record(
+                "name",
+                name=TEXT,
+                volumeMounts=_list(_core("VolumeMount")),
+                securityContext=_core("SecurityContext"),
+            )
+        ),
+        securityContext=_core("PodSecurityContext"),
+        nodeSelector=STRINGS,
+        tolerations=_list(_core("Toleration")),
+    ),
+)
+"""What Trainer 2.3 lets a TrainJob change of the pods; no `env` for the container `node`."""
+
+_JOB_PATCH = _record("name template", name=TEXT, template=_nested(_POD_PATCH, "spec", "template"))
+TRAIN_JOB = _custom(
+    _record(
+        "runtimeRef",
+        runtimeRef=_record("name", apiGroup=TEXT, kind=TEXT, name=TEXT),
+        trainer=_record(
+            "",
+            image=TEXT,
+            command=_list(TEXT),
+            args=_list(TEXT),
+            env=_list(_core("EnvVar")),
+            numNodes=NUMBER,
+            numProcPerNode=NUMBER,
+            resourcesPerNode=_core("ResourceRequirements"),
+        ),
+        runtimePatches=_list(
+            _record(
+                "manager",
+                manager=TEXT,
+                trainingRuntimeSpec=_nested(
+                    _list(_JOB_PATCH), "template", "spec", "replicatedJobs"
+                ),
+            )
+        ),
+        suspend={"type": "boolean"},
+        activeDeadlineSeconds=NUMBER,
+    )
+)
 CUSTOM = {
     "monitoring.coreos.com/v1/ServiceMonitor": _custom(
         _record(
@@ -84,6 +147,7 @@ CUSTOM = {
         )
     ),
     "kueue.x-k8s.io/v1beta1/LocalQueue": _custom(_record("clusterQueue", clusterQueue=TEXT)),
+    "trainer.kubeflow.org/v1alpha1/TrainJob": TRAIN_JOB,
 }
 """What we use of the custom resources, by hand: no cluster of the tests defines them."""
 

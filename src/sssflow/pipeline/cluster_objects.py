@@ -1,0 +1,154 @@
+"""Objects of one namespace: made, read, followed and taken away by a task in a pod of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sssflow.errors import InternalError, UnavailableError, UsageError
+
+_TIMEOUT_S = (5, 20)
+_LOG_LINES = 40
+_LOG_BYTES = 32 << 10
+_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_PATHS = {
+    "TrainJob": "/apis/trainer.kubeflow.org/v1alpha1/namespaces/{}/trainjobs",
+    "Job": "/apis/batch/v1/namespaces/{}/jobs",
+    "Service": "/api/v1/namespaces/{}/services",
+    "Pod": "/api/v1/namespaces/{}/pods",
+}
+
+Object = dict[str, Any]
+
+
+class Cluster:
+    """The API of a cluster, as far as one training on several machines needs it.
+
+    Args:
+        api: An `ApiClient` of the package `kubernetes`.
+        namespace: Of all objects.
+    """
+
+    def __init__(self, api: Any, namespace: str) -> None:
+        # Otherwise urllib3 tries three times, each with its own timeout.
+        from kubernetes.client.rest import RESTClientObject
+
+        api.configuration.retries = False
+        api.rest_client = RESTClientObject(api.configuration)
+        self._api = api
+        self.namespace = namespace
+
+    @classmethod
+    def of_this_pod(cls) -> Cluster:
+        """The cluster that this process runs in, by its service account.
+
+        Raises:
+            UsageError: This process does not run in a pod with a service account.
+        """
+        from kubernetes import client, config
+
+        try:
+            config.load_incluster_config()
+            return cls(client.ApiClient(), _NAMESPACE.read_text(encoding="utf-8").strip())
+        except (config.ConfigException, OSError) as error:
+            raise UsageError(
+                "Several machines can only be asked for from within a cluster.",
+                found=error,
+                action="Run the pipeline on Kubernetes, or start `sssflow train` on each machine.",
+            ) from None
+
+    def has_train_jobs(self) -> bool:
+        """Whether Kubeflow Trainer is installed."""
+        return self._call("GET", "/apis/trainer.kubeflow.org/v1alpha1") is not None
+
+    def find(self, kind: str, name: str) -> Object | None:
+        """An object; None if there is none of this name."""
+        return self._call("GET", f"{self._path(kind)}/{name}")
+
+    def create(self, made: Object) -> Object:
+        """Create an object; one that is there already is returned as it is."""
+        found = self._call("POST", self._path(made["kind"]), body=made)
+        return found or self.find(made["kind"], made["metadata"]["name"]) or made
+
+    def hand_over(self, kind: str, name: str, owners: list[Object]) -> None:
+        """Let an object go when its new owners go."""
+        self._call(
+            "PATCH", f"{self._path(kind)}/{name}", body={"metadata": {"ownerReferences": owners}}
+        )
+
+    def delete(self, kind: str, name: str) -> None:
+        """Delete an object after all that belongs to it; returns before that is done."""
+        self._call("DELETE", f"{self._path(kind)}/{name}", body={"propagationPolicy": "Foreground"})
+
+    def pods(self, selector: str) -> list[Object]:
+        """Pods with these labels, by name."""
+        found = self._call("GET", self._path("Pod"), query={"labelSelector": selector})
+        items = [] if found is None else found["items"]
+        return sorted(items, key=lambda pod: str(pod["metadata"]["name"]))
+
+    def log_tail(self, pod: str) -> str:
+        """The last lines of a pod; empty if nothing is kept."""
+        query = {"tailLines": str(_LOG_LINES), "limitBytes": str(_LOG_BYTES)}
+        try:
+            return self._text("GET", f"{self._path('Pod')}/{pod}/log", query=query) or ""
+        except (InternalError, UnavailableError, UsageError):
+            return ""
+
+    def _path(self, kind: str) -> str:
+        return _PATHS[kind].format(self.namespace)
+
+    def _call(
+        self, method: str, path: str, *, query: dict[str, str] | None = None, body: Any = None
+    ) -> Object | None:
+        text = self._text(method, path, query=query, body=body)
+        return None if text is None else json.loads(text)
+
+    def _text(
+        self, method: str, path: str, *, query: dict[str, str] | None = None, body: Any = None
+    ) -> str | None:
+        """The answer; None if the object is not there (404), or there already (409)."""
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        merge = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        try:
+            answer = self._api.call_api(
+                path,
+                method,
+                query_params=list((query or {}).items()),
+                header_params={"Accept": "application/json, */*", "Content-Type": merge},
+                body=body,
+                auth_settings=["BearerToken"],
+                _preload_content=False,
+                _return_http_data_only=True,
+                _request_timeout=_TIMEOUT_S,
+            )
+        except ApiException as error:
+            if error.status in (404, 409):
+                return None
+            raise _refused(method, path, error.status, str(error.body or "")[:500]) from None
+        except (HTTPError, OSError) as error:
+            raise _refused(method, path, 0, f"{type(error).__name__}: {error}"[:300]) from None
+        return str(answer.data.decode(errors="replace"))
+
+
+def _refused(
+    method: str, path: str, status: int, found: str
+) -> UsageError | InternalError | UnavailableError:
+    where = f"{method} {path}"
+    if status == 403:
+        return UsageError(
+            "The service account of this task may not do this.",
+            where=where,
+            found=found,
+            action="Install the chart sssflow with rbac.training, for this service account.",
+        )
+    if status in (400, 422):
+        return InternalError("The cluster refuses an object.", where=where, found=found)
+    return UnavailableError(
+        "The Kubernetes API cannot be used.",
+        where=where,
+        found=f"HTTP {status}: {found}" if status else found,
+        action="Run the same command again.",
+    )
