@@ -35,6 +35,7 @@ def train(
     from sssflow.contracts.masks import MaskSet
     from sssflow.contracts.run import RunRecord
     from sssflow.experiment import parse_experiment
+    from sssflow.pipeline.node_jobs import train_on_nodes
     from sssflow.pipeline.shards import masks_for_training
     from sssflow.pipeline.task import component_task, log_metrics
 
@@ -57,15 +58,22 @@ def train(
         )
         if not task.has(RunRecord, out / "run.json"):
             from sssflow.sam.generalist import load_generalist
-            from sssflow.training import stage
+            from sssflow.training.launch import Shape, node_command, train_together
+            from sssflow.training.stage import run
 
-            stage.run(
-                config,
-                manifest_path,
-                out,
-                masks=[path for _, path in mask_sets],
-                start=started[1].parent / started[0].model.uri if started else None,
-                generalist=load_generalist(asked) if asked else None,
-            )
+            given = {
+                "masks": [path for _, path in mask_sets],
+                "start": started[1].parent / started[0].model.uri if started else None,
+            }
+            machines = experiment.pipeline.nodes
+            if config.processes > 1 and machines is not None:
+                command = node_command(experiment, section, manifest_path, out, **given)
+                train_on_nodes(machines, command, config.processes, out)
+            elif config.processes > 1:
+                shape = Shape(config.processes)
+                train_together(experiment, section, manifest_path, out, shape, **given)
+            else:
+                generalist = load_generalist(asked) if asked else None
+                run(config, manifest_path, out, generalist=generalist, **given)
         log_metrics(metrics, RunRecord.from_json((out / "run.json").read_bytes()).metrics)
         return task.publish(RunRecord, out / "run.json", model)
