@@ -1,4 +1,4 @@
-"""`sssflow data`: check a folder of scans, pack it into a dataset, draw phantoms."""
+"""`sssflow data`: check a folder of scans, pack it, push it to S3, draw phantoms."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from sssflow.cli.session import (
     show_config,
 )
 from sssflow.configuration import load_config
-from sssflow.errors import DataError, DataProblems
+from sssflow.errors import DataError, DataProblems, UsageError
 
 if TYPE_CHECKING:
     from sssflow.ingest.stage import CheckReport
 
 _MOST_SHOWN = 8
 
-app = typer.Typer(help="Check, pack or draw scans.", no_args_is_help=True)
+app = typer.Typer(help="Check, pack, push or draw scans.", no_args_is_help=True)
 
 Source = Annotated[
     Path | None, typer.Argument(metavar="SOURCE", show_default=False, help="Folder of scans.")
@@ -139,6 +139,48 @@ def phantoms(
         summary = stage.run(drawn, out)
     facts = {"patients": len(summary.patients), "without masks": len(summary.unlabelled)}
     finish(out, facts, [quoted("sssflow", "data", "pack", out, "DATASET")])
+
+
+@app.command()
+def push(
+    context: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Scans, a bundle, or any other folder.")
+    ],
+    address: Annotated[str, typer.Argument(metavar="S3", help="s3://BUCKET/PREFIX.")],
+    dry_run: DryRunOption = False,
+) -> None:
+    """Copy FOLDER to S3, every file checked there, and publish it by a manifest of digests."""
+    from sssflow.storage.places import carried_files, open_place, push_tree
+
+    if not address.startswith("s3://"):
+        raise UsageError(
+            "This is no address in an object store.", where=address, expected="s3://BUCKET/PREFIX"
+        )
+    if not source.is_dir() or not carried_files(source):
+        raise DataError(
+            "There are no files to copy.",
+            where=source,
+            expected="a folder with files; hidden ones and links are left out",
+            action="Check the path; an unmounted disk looks like this too.",
+        )
+    plan = Plan(
+        "data push",
+        f"copies every file to {address}, then the manifest",
+        None,
+        {"folder": source},
+        ("files that are there with the same digest are not sent again",),
+    )
+    if not plan.start(context, dry_run=dry_run):
+        return
+    with working("push"):
+        tree = push_tree(source, open_place(address))
+    size_mb = sum(ref.size_bytes for ref in tree.files) / 1e6
+    terminal = console()
+    terminal.print(f"[bold]done[/bold]: {address}")
+    terminal.print(f"  {len(tree.files)} files, {size_mb:.1f} MB, digest {tree.digest}")
+    then = quoted("sssflow", "pipeline", "submit", "--data", address)
+    terminal.print(f"next: {then} --host HOST --image IMAGE", markup=False)
 
 
 def require_scans(source: Path, layout: str) -> None:

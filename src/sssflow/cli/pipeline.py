@@ -1,4 +1,4 @@
-"""`sssflow pipeline`: compile the KFP pipeline, run it on this machine."""
+"""`sssflow pipeline`: compile the KFP pipeline, run it on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sssflow.cli import cluster
 from sssflow.cli.data import require_scans
 from sssflow.cli.progress import Watch, parse_count, working
 from sssflow.cli.session import (
@@ -161,3 +162,6 @@ def _shown_by(watch: Watch) -> Callable[[TaskEvent], None]:
             watch.say(f"{event.name}: {event.state}")
 
     return show
+
+
+cluster.add_to(app)

@@ -1,0 +1,54 @@
+"""`sssflow data push`: a folder in S3, published by its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from s3_server import Server
+from sssflow.cli.main import run
+from sssflow.storage.places import open_place, read_tree
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    folder = tmp_path / "scans"
+    (folder / "p1").mkdir(parents=True)
+    (folder / "p1" / "image.nii").write_bytes(b"voxels")
+    (folder / "list.txt").write_bytes(b"p1")
+    (folder / ".hidden").write_bytes(b"not for others")
+    return folder
+
+
+def test_a_folder_is_published_with_the_digest_of_every_file(
+    scans: Path, server: Server, s3_keys: None, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+    uri = f"s3://bucket/{scans.parent.name}"
+    assert run(["data", "push", str(scans), uri]) == 0
+    tree = read_tree(open_place(uri))
+    assert tree is not None
+    assert [ref.uri for ref in tree.files] == ["list.txt", "p1/image.nii"]
+    told = capsys.readouterr().out
+    assert f"2 files, 0.0 MB, digest {tree.digest}" in told
+    assert f"next: sssflow pipeline submit --data {uri}" in told
+    assert run(["data", "push", str(scans), uri]) == 0
+    assert tree.digest in capsys.readouterr().out
+
+
+def test_a_dry_run_copies_nothing(
+    scans: Path, server: Server, s3_keys: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+    uri = f"s3://bucket/{scans.parent.name}"
+    assert run(["data", "push", str(scans), uri, "--dry-run"]) == 0
+    assert read_tree(open_place(uri)) is None
+
+
+def test_what_cannot_be_pushed_is_refused(scans: Path, tmp_path: Path, capsys) -> None:
+    assert run(["data", "push", str(scans), "/elsewhere"]) == 64
+    (tmp_path / "empty").mkdir()
+    assert run(["data", "push", str(tmp_path / "empty"), "s3://bucket/x"]) == 65
+    assert run(["data", "push", str(tmp_path / "none"), "s3://bucket/x"]) == 65
+    assert "unmounted disk" in capsys.readouterr().err

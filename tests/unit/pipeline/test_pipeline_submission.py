@@ -1,0 +1,196 @@
+"""What a submission asks KFP to run: the compiled pipeline, its placement, nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("kfp.kubernetes")
+
+from google.protobuf import json_format
+from kfp.kubernetes import kubernetes_executor_config_pb2
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from sssflow.errors import UsageError
+from sssflow.experiment import ExperimentConfig
+from sssflow.pipeline.ir import compiled_pipeline
+from sssflow.pipeline.submission import (
+    Placement,
+    parameters_for,
+    parse_label,
+    parse_toleration,
+    require_digest,
+    spec_for,
+)
+
+IMAGE = "registry.example:5000/team/sssflow@sha256:" + "a" * 64
+TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+
+
+def containers(spec: dict[str, Any]) -> dict[str, Any]:
+    executors = spec["pipeline_spec"]["deploymentSpec"]["executors"]
+    return {name: executor["container"] for name, executor in executors.items()}
+
+
+def pods(spec: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = spec["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]
+    return dict(found["executors"])
+
+
+def test_the_compiled_file_is_read_and_never_written() -> None:
+    before = compiled_pipeline().read_bytes()
+    spec_for(compiled_pipeline(), Placement(IMAGE, gpus=1))
+    assert compiled_pipeline().read_bytes() == before
+
+
+def test_only_placement_differs_from_the_compiled_pipeline() -> None:
+    spec = spec_for(compiled_pipeline(), Placement(IMAGE, retries=0))
+    ir, platform = yaml.safe_load_all(compiled_pipeline().read_text("utf-8"))
+    for executor in ir["deploymentSpec"]["executors"].values():
+        executor["container"]["image"] = IMAGE
+    assert spec["pipeline_spec"] == ir
+    mounts = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for name, pod in pods(spec).items():
+        assert pod["podMetadata"] == {"labels": {"sssflow/run": "true"}}
+        assert pod["securityContext"] == {"runAsNonRoot": True}
+        assert pod.get("emptyDirMounts") == mounts.get(name, {}).get("emptyDirMounts")
+    assert set(pods(spec)) == set(ir["deploymentSpec"]["executors"])
+
+
+def test_a_full_submission_fits_the_definitions_of_kfp() -> None:
+    placement = Placement(
+        IMAGE,
+        gpus=2,
+        node_selector={"pool": "gpu"},
+        tolerations=(TOLERATION,),
+        secret="keys",  # noqa: S106 - the name of a Secret
+        environment={"AWS_ENDPOINT_URL": "http://store"},
+        pull_secret="pull",  # noqa: S106
+        cpu="500m",
+        memory="8Gi",
+        cached=False,
+    )
+    spec = spec_for(compiled_pipeline(), placement)
+    json.dumps(spec)
+    json_format.ParseDict(spec["pipeline_spec"], pipeline_spec_pb2.PipelineSpec())
+    json_format.ParseDict(spec["platform_spec"], pipeline_spec_pb2.PlatformSpec())
+    for pod in pods(spec).values():
+        config = kubernetes_executor_config_pb2.KubernetesExecutorConfig()
+        json_format.ParseDict(pod, config)
+        assert [s.secret_name for s in config.secret_as_env] == ["keys"]
+        assert config.security_context.run_as_non_root
+    for container in containers(spec).values():
+        read = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec()
+        json_format.ParseDict(container, read)
+        assert read.image == IMAGE
+        assert [(e.name, e.value) for e in read.env] == [("AWS_ENDPOINT_URL", "http://store")]
+
+
+def test_trainings_get_the_gpus_and_what_computes_beside_them_one() -> None:
+    spec = spec_for(compiled_pipeline(), Placement(IMAGE, gpus=4, gpu_type="example.com/gpu"))
+    counts = {
+        name: container.get("resources", {}).get("accelerator", {}).get("resourceCount", "0")
+        for name, container in containers(spec).items()
+    }
+    assert counts == {
+        "exec-adapt-sam2": "1",
+        "exec-evaluate": "1",
+        "exec-export-onnx": "0",
+        "exec-generate-prompts": "1",
+        "exec-ingest": "0",
+        "exec-plan-shards": "0",
+        "exec-sam2-inference": "1",
+        "exec-train": "4",
+        "exec-train-2": "4",
+        "exec-train-3": "4",
+    }
+    kinds = {
+        c["resources"]["accelerator"]["type"] for n, c in containers(spec).items() if "tr" in n
+    }
+    assert kinds == {"example.com/gpu"}
+
+
+def test_the_task_of_sam_2_needs_no_gpu_where_triton_computes() -> None:
+    spec = spec_for(compiled_pipeline(), Placement(IMAGE, gpus=1, sam_on_gpu=False))
+    assert "resources" not in containers(spec)["exec-sam2-inference"]
+
+
+def test_nodes_are_chosen_for_tasks_with_gpus_and_without_gpus_for_all() -> None:
+    chosen = {"node_selector": {"pool": "x"}, "tolerations": (TOLERATION,)}
+    with_gpus = pods(spec_for(compiled_pipeline(), Placement(IMAGE, gpus=1, **chosen)))
+    assert "nodeSelector" not in with_gpus["exec-ingest"]
+    assert with_gpus["exec-train"]["nodeSelector"] == {"labels": {"pool": "x"}}
+    assert with_gpus["exec-train"]["tolerations"] == [TOLERATION]
+    without = pods(spec_for(compiled_pipeline(), Placement(IMAGE, **chosen)))
+    assert all(pod["nodeSelector"] == {"labels": {"pool": "x"}} for pod in without.values())
+
+
+def test_every_pod_is_tried_again_and_graphs_are_not() -> None:
+    ir = spec_for(compiled_pipeline(), Placement(IMAGE, retries=3))["pipeline_spec"]
+    tasks = {**ir["root"]["dag"]["tasks"], **ir["components"]["comp-for-loop-1"]["dag"]["tasks"]}
+    tries = {name: task.get("retryPolicy", {}).get("maxRetryCount") for name, task in tasks.items()}
+    assert tries.pop("for-loop-1") is None
+    assert set(tries.values()) == {3}
+
+
+def test_without_a_cache_no_task_may_be_handed_on() -> None:
+    spec = spec_for(compiled_pipeline(), Placement(IMAGE, cached=False))
+    assert "enableCache" not in json.dumps(spec)
+
+
+def test_the_size_of_the_request_does_not_depend_on_the_cases() -> None:
+    assert len(json.dumps(spec_for(compiled_pipeline(), Placement(IMAGE, gpus=8)))) < 300_000
+
+
+@pytest.mark.parametrize(
+    "image", ["", "sssflow:latest", "sssflow", f"sssflow:1@sha256:{'a' * 63}", f"x@md5:{'a' * 64}"]
+)
+def test_an_image_without_its_digest_is_refused(image: str) -> None:
+    with pytest.raises(UsageError, match="by its digest") as caught:
+        Placement(image)
+    assert caught.value.exit_code == 64
+
+
+def test_an_image_by_digest_may_name_a_port_and_a_tag() -> None:
+    assert require_digest(IMAGE) == IMAGE
+    assert require_digest(f"a.b/c:1.0@sha256:{'0' * 64}")
+
+
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("nvidia.com/gpu", {"key": "nvidia.com/gpu", "operator": "Exists"}),
+        ("nvidia.com/gpu:NoSchedule", TOLERATION),
+        (
+            "team=a:NoExecute",
+            {"key": "team", "operator": "Equal", "value": "a", "effect": "NoExecute"},
+        ),
+    ],
+)
+def test_a_toleration_is_written_like_a_taint(text: str, made: dict[str, str]) -> None:
+    assert parse_toleration(text) == made
+
+
+@pytest.mark.parametrize("text", ["", ":NoSchedule", "a:Never", "a b", "a=b=c"])
+def test_what_is_no_toleration_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="Not a toleration"):
+        parse_toleration(text)
+
+
+def test_labels_and_quantities_are_checked() -> None:
+    assert parse_label("a.b/c=d") == ("a.b/c", "d")
+    for text in ("a", "=b", "a=b=c"):
+        with pytest.raises(UsageError, match="KEY=VALUE"):
+            parse_label(text)
+    with pytest.raises(UsageError, match="Not a quantity"):
+        Placement(IMAGE, memory="8 GB")
+
+
+def test_the_parameters_are_those_that_the_pipeline_knows() -> None:
+    made = parameters_for(ExperimentConfig(), "s3://b/s", "s3://b/d", "0" * 64)
+    ir = next(yaml.safe_load_all(compiled_pipeline().read_text("utf-8")))
+    assert set(made) == set(ir["root"]["inputDefinitions"]["parameters"])
+    assert json.loads(made["config_json"])["name"] == "experiment"
