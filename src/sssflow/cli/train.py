@@ -144,7 +144,7 @@ def train(
 
 
 def _plan(config: TrainConfig, reads: Mapping[str, Path], out: Path) -> Plan:
-    shared = f" in {config.processes} processes" if config.processes > 1 else ""
+    shared = f", in {config.processes} processes" if config.processes > 1 else ""
     return Plan(
         "train",
         f"trains {config.method} for {config.steps} steps, seed {config.seed}{shared}",

@@ -80,11 +80,11 @@ def launch(module: str, arguments: Sequence[str], shape: Shape) -> None:
         nproc_per_node=shape.processes,
         run_id=shape.job,
         rdzv_backend="c10d" if alone else "static",
-        rdzv_endpoint="localhost:0" if alone else shape.master,
+        rdzv_endpoint="127.0.0.1:0" if alone else shape.master,
         rdzv_configs={"rank": shape.node, "timeout": int(shape.timeout_s)},
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
-        local_addr="localhost" if alone else None,
+        local_addr="127.0.0.1" if alone else None,
         shutdown_timeout=_GRACE_S,
     )
     try:
