@@ -207,7 +207,8 @@ def _tabulate(
     words = [f"Intervals: {resampling.describe()}. {_SEED_WORDS[protocol.source]}"]
     words += list(dict.fromkeys(f"p: {r.comparison.test}." for r in rows if r.comparison))
     words += list(dict.fromkeys(_split_words(order) for order in there))
-    page = markdown(protocol, rows, failures, missing, published_rows(protocol.published), words)
+    published = published_rows(protocol.published)
+    page = markdown(protocol, rows, failures, missing, published, words, config.settings)
     write_text(out / TABLE_FILE, page)
     write_text(out / CSV_FILE, table_csv(protocol, rows, failures))
     record = BenchRecord(

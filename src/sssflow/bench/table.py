@@ -31,13 +31,18 @@ def markdown(
     missing: Sequence[RunKey],
     published: Sequence[PublishedRow],
     words: Sequence[str],
+    changed: Sequence[str] = (),
 ) -> str:
-    """The page: results, then published against ours, then every run, then what failed."""
+    """The page: results, then published against ours, then every run, then what failed.
+
+    `changed` are the settings, key=value, that stood over the protocol's in every run.
+    """
     parts = [
         f"# {protocol.title}",
         "",
         protocol.summary,
         "",
+        *_changed(changed),
         *_results(protocol, rows),
         *_failed(failures, missing),
         *_published(protocol, rows, published),
@@ -45,6 +50,13 @@ def markdown(
         *_words(protocol, rows, words),
     ]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _changed(changed: Sequence[str]) -> list[str]:
+    if not changed:
+        return []
+    keys = ", ".join(f"`{text}`" for text in changed)
+    return [f"**Not the protocol as it is: every run of this page was made with {keys}.**", ""]
 
 
 def _results(protocol: Protocol, rows: Sequence[GroupRow]) -> list[str]:

@@ -73,6 +73,9 @@ def test_a_benchmark_stops_goes_on_fails_apart_and_compares(
     assert "## Runs without a result" in page
     assert FAILING in page
     assert "Measured on the validation patients, which also chose each model's step" in page
+    assert (
+        "every run of this page was made with `train.batch_labelled=3`, `train.steps=150`" in page
+    )
 
     finished = tmp_path / "runs" / SUPERVISED / "result.json"
     before = finished.stat().st_mtime_ns
