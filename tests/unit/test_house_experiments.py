@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sssflow.bench.variants import find_variant
 from sssflow.configuration import load_config
 from sssflow.experiment import ExperimentConfig
 
@@ -43,6 +44,22 @@ def test_acdc_follows_the_published_protocol() -> None:
     optimiser = train.optimiser
     assert (optimiser.kind, optimiser.learning_rate, optimiser.momentum) == ("sgd", 0.01, 0.9)
     assert (optimiser.weight_decay, optimiser.schedule, optimiser.poly_power) == (1e-4, "poly", 0.9)
+
+
+def test_the_recommended_recipe_is_the_variant_of_that_name_on_the_same_protocol() -> None:
+    ours = load_config(ExperimentConfig, ROOT / "configs" / "acdc-recommended.yaml")
+    plain = load_config(ExperimentConfig, ROOT / "configs" / "acdc.yaml")
+    variant = find_variant("recommended").set
+    assert len(variant) > 8
+    for key, value in variant.items():
+        for section in ("train", "baseline", "warmup") if key.startswith("train.") else ("",):
+            found = ours
+            for part in key.replace("train.", f"{section}.", 1).split("."):
+                found = getattr(found, part)
+            assert found == value, key
+    for key in ("preprocessing", "optimiser", "steps", "batch_labelled", "batch_unlabelled"):
+        assert getattr(ours.train, key) == getattr(plain.train, key), key
+    assert ours.ingest.split.labelled_slices == 68
 
 
 def test_the_demo_draws_its_own_scans_and_holds_patients_back() -> None:
