@@ -1,0 +1,349 @@
+"""Training throughput beside the published design: a file, a worker and a transform per image.
+
+The baseline does what UniMatch's published medical line does (more-scenarios/medical of
+LiheYoung/UniMatch, ACDC): one HDF5 file per slice, opened anew for every sample; quarter turns,
+rotations and zoom by numpy and scipy, jitter and blur by Pillow, image by image, in the workers of
+three data loaders (labelled, unlabelled, and the partners of CutMix); float32; the partners pass
+the network once more. Network, losses and optimiser are this package's on both sides, so that the
+design alone is compared. Ours is `train_step` of the method unimatch.
+
+Run: python benchmarks/loop.py [--device cpu] [--size 256] [--batch 12] [--steps 8] [--repeats 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from loader import pack_phantoms
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from scipy import ndimage
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from sssflow.contracts.dataset import DatasetManifest, LabelledCase, Role
+from sssflow.networks.registry import build_network
+from sssflow.storage.contracts import load_contract
+from sssflow.training import stage
+from sssflow.training.config import TrainConfig
+from sssflow.training.loop import Run, batch_of, build_optimiser, train_step, uses_bfloat16
+from sssflow.training.losses import pseudo_label_loss, supervised_loss
+from sssflow.training.methods.base import labelled_view
+from sssflow.training.methods.registry import build_method
+from sssflow.training.methods.streams import (
+    PseudoLabel,
+    channel_dropout,
+    make_strong,
+    unlabelled_of,
+    weak_view,
+)
+from sssflow.volume.packed import read_packed
+
+RESULTS = Path(__file__).parent / "results"
+TARGET = {"cpu": 2, "cuda": 10}
+UNTIMED = 2
+"""Steps before the clock of each block starts: what the workers had ready is then used up."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One comparison."""
+
+    size: int
+    batch: int
+    workers: int
+    device: torch.device
+
+    def config(self, precision: str) -> TrainConfig:
+        """Of both sides."""
+        return TrainConfig.model_validate(
+            {
+                "method": "unimatch",
+                "preprocessing": {"size_hw": [self.size, self.size]},
+                "batch_labelled": self.batch,
+                "batch_unlabelled": self.batch,
+                "optimiser": {"kind": "sgd", "learning_rate": 0.01},
+                "device": self.device.type,
+                "precision": precision,
+            }
+        )
+
+
+# ---- the published design
+
+
+class Slices(Dataset[tuple[Tensor, ...]]):
+    """Slices in files of their own, each made into its views when it is asked for."""
+
+    def __init__(self, files: list[Path], size: int, *, labelled: bool) -> None:
+        self.files, self.size, self.labelled = files, size, labelled
+        self.jitter = transforms.ColorJitter(0.5, 0.5, 0.5, 0.25)
+        self.rng = np.random.default_rng()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        with h5py.File(self.files[index]) as file:
+            image, label = file["image"][:], file["label"][:]
+        image, label = self._turned(image, label)
+        factors = [self.size / side for side in image.shape]
+        image, label = (ndimage.zoom(part, factors, order=0) for part in (image, label))
+        if self.labelled:
+            return torch.from_numpy(image)[None], torch.from_numpy(label).long()
+        picture = Image.fromarray((image * 255).astype(np.uint8))
+        strong = [self._strong(picture) for _ in range(2)]
+        return (_tensor(picture), *strong, *(self._box() for _ in range(2)))
+
+    def _turned(self, *parts: NDArray[Any]) -> list[NDArray[Any]]:
+        if self.rng.random() < 0.5:
+            turns, axis = self.rng.integers(4), self.rng.integers(2)
+            return [np.flip(np.rot90(part, turns), axis).copy() for part in parts]
+        if self.rng.random() < 0.5:
+            angle = self.rng.integers(-20, 20)
+            return [ndimage.rotate(part, angle, order=0, reshape=False) for part in parts]
+        return list(parts)
+
+    def _strong(self, picture: Image.Image) -> Tensor:
+        changed = self.jitter(picture) if self.rng.random() < 0.8 else picture
+        if self.rng.random() < 0.5:
+            changed = changed.filter(ImageFilter.GaussianBlur(self.rng.uniform(0.1, 2.0)))
+        return _tensor(changed)
+
+    def _box(self) -> Tensor:
+        size, mask = self.size, torch.zeros(self.size, self.size)
+        if self.rng.random() < 0.5:
+            return mask
+        area = self.rng.uniform(0.02, 0.4) * size * size
+        while True:
+            ratio = self.rng.uniform(0.3, 1 / 0.3)
+            width, height = int((area / ratio) ** 0.5), int((area * ratio) ** 0.5)
+            x, y = self.rng.integers(size, size=2)
+            if x + width <= size and y + height <= size:
+                mask[y : y + height, x : x + width] = 1
+                return mask
+
+
+def _tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture))[None].float() / 255
+
+
+def _endless(dataset: Slices, settings: Settings) -> Iterator[list[Tensor]]:
+    loader = DataLoader(
+        dataset,
+        batch_size=settings.batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=settings.workers,
+        persistent_workers=True,
+        pin_memory=settings.device.type == "cuda",
+    )
+    while True:
+        yield from loader
+
+
+class Published:
+    """The published loop: its loaders and its step."""
+
+    def __init__(self, slices: Path, settings: Settings) -> None:
+        self.device = settings.device
+        labelled, unlabelled = (sorted((slices / part).iterdir()) for part in ("x", "u"))
+        # The few labelled slices are repeated until both streams are of one length.
+        repeated = (labelled * len(unlabelled))[: len(unlabelled)]
+        of_x = Slices(repeated, settings.size, labelled=True)
+        of_u = Slices(unlabelled, settings.size, labelled=False)
+        self.loaders = [_endless(dataset, settings) for dataset in (of_x, of_u, of_u)]
+        config = settings.config("float32")
+        self.net = build_network(config.network, 4, seed=config.seed).to(self.device)
+        self.optimiser = build_optimiser(build_method(self.net, config), config.optimiser)
+        self.threshold = config.unimatch.confidence_threshold
+        self.generator = Generator(self.device).manual_seed(0)
+
+    def read(self) -> list[list[Tensor]]:
+        """A batch of each stream, on the device."""
+        return [[part.to(self.device) for part in next(loader)] for loader in self.loaders]
+
+    def step(self) -> None:
+        """One step on the next batches."""
+        (image_x, label_x), (weak, *views, box1, box2), (partner, *partners, _, _) = self.read()
+        boxes = [box == 1 for box in (box1, box2)]
+        self.net.eval()
+        with torch.no_grad():
+            of_partner = self._labels(self.net(partner))
+        self.net.train()
+        features = self.net.features(torch.cat([image_x, weak]))
+        logits_x, logits_w = self.net.head(features).split(len(weak))
+        dropped = channel_dropout([f[len(image_x) :] for f in features], 0.5, self.generator)
+        logits_fp = self.net.head(dropped)
+        pasted = [
+            torch.where(box[:, None], other, view)
+            for box, view, other in zip(boxes, views, partners, strict=True)
+        ]
+        strong = self.net(torch.cat(pasted)).split(len(weak))
+        own = self._labels(logits_w.detach())
+        losses = [self._loss(logits_fp, *own)]
+        for logits, box in zip(strong, boxes, strict=True):
+            mixed = [torch.where(box, p, o) for p, o in zip(of_partner, own, strict=True)]
+            losses.append(0.5 * self._loss(logits, mixed[0], mixed[1]))
+        loss = 0.5 * (supervised_loss(logits_x, label_x) + 0.5 * sum(losses))
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        loss.item()
+
+    def _labels(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        confidence, label = logits.softmax(1).max(1)
+        return label, confidence >= self.threshold
+
+    def _loss(self, logits: Tensor, label: Tensor, sure: Tensor) -> Tensor:
+        return pseudo_label_loss(logits, label, sure, torch.ones_like(sure), kind="dice")
+
+
+# ---- this package
+
+
+class Ours:
+    """`train_step` and, alone, what it does before the network."""
+
+    def __init__(self, packed: Path, settings: Settings, precision: str) -> None:
+        manifest = load_contract(DatasetManifest, packed / "manifest.json")
+        self.run: Run = stage.prepare(settings.config(precision), manifest, packed, packed)
+        self.run.method.train_mode()
+        self.number = 0
+
+    def read(self) -> None:
+        """A batch with all of its views."""
+        self.number += 1
+        batch, config = batch_of(self.run, self.number), self.run.config.augmentation
+        generator = Generator(self.run.device).manual_seed(self.number)
+        labelled_view(batch.labelled, config, generator)
+        weak = weak_view(unlabelled_of(batch), config.weak, generator)
+        label = torch.zeros_like(weak.image_bchw[:, 0], dtype=torch.int64)
+        for _ in range(2):
+            make_strong(weak, PseudoLabel(label, label == 0), config, generator)
+
+    def step(self) -> None:
+        """One step on the next batch."""
+        self.number += 1
+        train_step(self.run, self.number)
+
+
+def write_slices(packed: Path, folder: Path) -> None:
+    """One HDF5 file per training slice, as the published data set is laid out."""
+    manifest = load_contract(DatasetManifest, packed / "manifest.json")
+    for case in manifest.cases:
+        part = {Role.LABELLED: "x", Role.UNLABELLED: "u"}.get(case.role)
+        if part is None:
+            continue
+        image = read_packed(case.image, base=packed).astype(np.float32)
+        image = (image - image.min()) / np.ptp(image)
+        label = np.zeros(image.shape, np.uint8)
+        if isinstance(case, LabelledCase):
+            label = read_packed(case.label, base=packed)
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for i in range(len(image)):
+            with h5py.File(folder / part / f"{case.case_id}_{i:03d}.h5", "w") as file:
+                file["image"], file["label"] = image[i], label[i]
+
+
+def images_per_s(work: Callable[[], object], steps: int, settings: Settings) -> float:
+    """Labelled and unlabelled images per second of a block."""
+    for _ in range(UNTIMED):
+        work()
+    _wait(settings.device)
+    start_s = time.perf_counter()
+    for _ in range(steps):
+        work()
+    _wait(settings.device)
+    return 2 * settings.batch * steps / (time.perf_counter() - start_s)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def compare(settings: Settings, packed: Path, slices: Path, steps: int, repeats: int) -> list[str]:
+    """Rows of the table; the kinds take turns, so that a drift of the machine favours none."""
+    published = Published(slices, settings)
+    ours = {"float32": Ours(packed, settings, "float32")}
+    if uses_bfloat16(settings.config("auto"), settings.device):
+        ours["bfloat16"] = Ours(packed, settings, "auto")
+    work: dict[str, Callable[[], object]] = {
+        "input alone, published design": published.read,
+        "input alone, ours": ours["float32"].read,
+        "whole step, published design (float32)": published.step,
+        **{f"whole step, ours ({name})": one.step for name, one in ours.items()},
+    }
+    found: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(repeats):
+        for name, one in work.items():
+            found[name].append(images_per_s(one, steps, settings))
+    rows, base = [], 1.0
+    for name, rates in found.items():
+        rate = statistics.median(rates)
+        base = rate if "published" in name else base
+        spread = f"{min(rates):.1f} to {max(rates):.1f}"
+        rows.append(f"| {name} | {rate:.1f} | {spread} | {rate / base:.2f} |")
+    return rows
+
+
+def page(rows: list[str], settings: Settings, options: argparse.Namespace, load: str) -> str:
+    """The result as Markdown."""
+    kind = settings.device.type
+    name = torch.cuda.get_device_name() if kind == "cuda" else platform.machine()
+    return (
+        "# Training throughput beside the published design\n\n"
+        f"Device: {name}; {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} torch "
+        f"threads, torch {torch.__version__}. UniMatch, U-Net 16 to 256 channels, {settings.size}x"
+        f"{settings.size}, {settings.batch} labelled and {settings.batch} unlabelled slices per "
+        f"step, {settings.workers} worker(s) for each of the three loaders of the published "
+        f"design; median of {options.repeats} blocks of {options.steps} steps, in turn.\n\n"
+        f"Load average of the machine, 1 minute: {load}. A load above 1 before the start means "
+        "that other work ran beside it.\n\n"
+        "| what | images/s | range | ratio to the published design |\n| --- | --- | --- | --- |\n"
+        + "\n".join(rows)
+        + f"\n\nAsked for: a ratio of {TARGET[kind]} or more of the whole step on this kind of "
+        "device. Images are the labelled and unlabelled ones of a batch; a step sees each of the "
+        f"latter in several views. Again: `python benchmarks/loop.py --device {kind}`.\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="default: results/loop_<device>.md")
+    options = parser.parse_args()
+    settings = Settings(options.size, options.batch, options.workers, torch.device(options.device))
+    before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as name:
+        pack_phantoms(Path(name))
+        packed, slices = Path(name) / "packed", Path(name) / "slices"
+        write_slices(packed, slices)
+        rows = compare(settings, packed, slices, options.steps, options.repeats)
+    load = f"{before:.1f} before, {os.getloadavg()[0]:.1f} at the end"
+    out = options.out or RESULTS / f"loop_{settings.device.type}.md"
+    out.write_text(page(rows, settings, options, load), encoding="utf-8")
+    print(out.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
