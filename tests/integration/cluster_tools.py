@@ -20,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 KIT = ROOT.parent / "shared" / "cluster"
+NAMESPACE_PREFIX = "sssflow-test-"
 SYNC_PACKAGES = ("boto3", "numpy", "pydantic", "PyYAML", "rich", "typer")
 """What `sssflow serve sync` imports; the test's image holds these and no torch."""
 
@@ -54,7 +55,7 @@ class Cluster:
     @contextlib.contextmanager
     def namespace(self) -> Iterator[str]:
         """A new namespace that enforces Pod Security `restricted`; gone afterwards."""
-        name = f"sssflow-test-{uuid.uuid4().hex[:8]}"
+        name = f"{NAMESPACE_PREFIX}{uuid.uuid4().hex[:8]}"
         labels = {
             f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")
         }
@@ -108,6 +109,33 @@ def connect() -> Cluster | str:
     if shutil.which("kubectl", path=environment["PATH"]) is None:
         return "no kubectl in PATH"
     return Cluster(environment)
+
+
+def collect_logs(cluster: Cluster, folder: Path) -> None:
+    """Write what all pods of the tests' namespaces said, and what became of them, below `folder`.
+
+    A namespace's folder holds `pods.txt`, `events.txt`, and a file for each container.
+    """
+    names = cluster.kubectl("get", "namespaces", "-o", "name", check=False).split()
+    for name in (n.removeprefix("namespace/") for n in names):
+        if name.startswith(NAMESPACE_PREFIX):
+            _namespace_logs(cluster, name, folder / name)
+
+
+def _namespace_logs(cluster: Cluster, namespace: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(file: str, *command: str) -> None:
+        text = cluster.kubectl("-n", namespace, *command, check=False)
+        (folder / file).write_text(text, "utf-8")
+
+    write("pods.txt", "describe", "pods")
+    write("events.txt", "get", "events", "--sort-by=.metadata.creationTimestamp")
+    for pod in cluster.get("-n", namespace, "pods")["items"]:
+        spec, name = pod["spec"], pod["metadata"]["name"]
+        for container in (*spec.get("initContainers", ()), *spec["containers"]):
+            told = container["name"]
+            write(f"{name}.{told}.log", "logs", name, "-c", told, "--timestamps")
 
 
 def load_image(cluster: Cluster, image: str) -> None:

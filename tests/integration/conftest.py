@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cluster_tools import Cluster, build_sync_image, connect, load_image
+from cluster_tools import ROOT, Cluster, build_sync_image, collect_logs, connect, load_image
+from pipeline_site import BUCKET, ObjectStore, PipelineSite, make_site, start_object_store
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: Any) -> Generator[None, Any, Any]:
+    """Keep the logs of all pods of a test that failed, before its namespace goes."""
+    report = yield
+    found = getattr(item, "funcargs", {}).get("cluster")
+    if report.failed and isinstance(found, Cluster):
+        folder = ROOT / "build" / "cluster-logs" / re.sub(r"\W+", "-", item.name)
+        collect_logs(found, folder)
+        report.sections.append(("logs of the pods", str(folder)))
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +58,45 @@ def sync_image(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> st
     build_sync_image(cluster, folder, image)
     load_image(cluster, image)
     return image
+
+
+@pytest.fixture(scope="session")
+def pipeline_image() -> str:
+    """The image of the pipeline's tasks that SSSFLOW_TEST_PIPELINE_IMAGE names; nodes have it."""
+    named = os.environ.get("SSSFLOW_TEST_PIPELINE_IMAGE")
+    if not named:
+        pytest.skip("no SSSFLOW_TEST_PIPELINE_IMAGE; `make test-cluster` builds and loads one")
+    return named
+
+
+@pytest.fixture(scope="session")
+def object_store(cluster: Cluster) -> Iterator[ObjectStore]:
+    """A real S3 server for pods and this process, its keys in the environment, and a bucket."""
+    import boto3
+
+    found = start_object_store(cluster)
+    if isinstance(found, str):
+        pytest.skip(found)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+            patch.delenv(name, raising=False)
+        for name, value in found.environment.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3")
+        present = [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
+        if BUCKET not in present:
+            client.create_bucket(Bucket=BUCKET)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def site(
+    cluster: Cluster,
+    helm: Path,
+    pipeline_image: str,
+    object_store: ObjectStore,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[PipelineSite]:
+    """A namespace that pipelines can run in."""
+    folder = tmp_path_factory.mktemp("site")
+    yield from make_site(cluster, helm, object_store, pipeline_image, folder)
