@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,7 @@ from sssflow.cli.session import (
     quoted,
     show_config,
 )
-from sssflow.errors import UsageError
+from sssflow.errors import SssflowError, UsageError
 
 if TYPE_CHECKING:
     from sssflow.bench.config import BenchConfig
@@ -110,7 +111,6 @@ def _run(
     collected: Path | None,
 ) -> None:
     from sssflow.bench import stage
-    from sssflow.bench.collect import collect
 
     keys = stage.plan(protocol, config)
     reads = {name: path for name, path in places.items() if path is not None}
@@ -124,17 +124,29 @@ def _run(
     )
     if not shown.start(context, dry_run=dry_run):
         return
-    try:
-        with working(f"bench {protocol.name}"):
-            record = stage.run(protocol, config, stage.Inputs(**places), out)
-    finally:
-        if collected is not None and (out / stage.TABLE_FILE).exists():
-            collect(out, collected)
+    with collecting(out, collected), working(f"bench {protocol.name}"):
+        record = stage.run(protocol, config, stage.Inputs(**places), out)
     finish(
         out / stage.TABLE_FILE,
         {"runs": f"{len(record.results)} of {len(keys)}", "CSV": out / stage.CSV_FILE},
         [quoted("cat", out / stage.TABLE_FILE)],
     )
+
+
+@contextlib.contextmanager
+def collecting(out: Path, archive: Path | None) -> Iterator[None]:
+    """Pack `out` afterwards, after a failure too if there is a table; its own error then counts."""
+    from sssflow.bench.collect import collect
+
+    try:
+        yield
+    except SssflowError:
+        if archive is not None:
+            with contextlib.suppress(SssflowError):
+                collect(out, archive)
+        raise
+    if archive is not None:
+        collect(out, archive)
 
 
 def _check_places(protocol: Protocol, reads: dict[str, Path]) -> None:
