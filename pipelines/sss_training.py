@@ -41,7 +41,11 @@ def with_shared_memory(task: dsl.PipelineTask) -> dsl.PipelineTask:
     description="Semi-supervised training with prompts and masks of SAM-2, from scans to ONNX.",
 )
 def sss_training(
-    config_json: str, store_uri: str, source: str = "", source_digest: str = ""
+    config_json: str,
+    store_uri: str,
+    source: str = "",
+    source_digest: str = "",
+    run_key: str = "",
 ) -> Results:
     """Every value between tasks is a pointer with a digest, so that the cache sees contents.
 
@@ -50,6 +54,7 @@ def sss_training(
         store_uri: Root of the store that results go to.
         source: Folder of scans as the tasks see it; empty: the phantoms of the experiment.
         source_digest: Digest of the scans; give it, so that the cache notices changed scans.
+        run_key: Name under which the store notes what the run ended with; empty: it does not.
     """
     common = {"config_json": config_json, "store_uri": store_uri}
     dataset = ingest(source=source, source_digest=source_digest, **common).outputs["Output"]
@@ -85,6 +90,9 @@ def sss_training(
         dataset=dataset,
         run=headline.outputs["Output"],
         evaluation=evaluation.outputs["Output"],
+        warmup=warmup.outputs["Output"],
+        baseline=baseline.outputs["Output"],
+        run_key=run_key,
         **common,
     )
     for task in (warmup, baseline, sam2, masks, headline, evaluation):

@@ -12,6 +12,9 @@ def export_onnx(
     run: str,
     evaluation: str,
     store_uri: str,
+    warmup: str,
+    baseline: str,
+    run_key: str,
     bundle: dsl.Output[dsl.Model],
 ) -> str:
     """Export the student; a graph that differs from PyTorch is not published.
@@ -22,6 +25,9 @@ def export_onnx(
         run: Pointer to the RunRecord of the model.
         evaluation: Pointer to the EvaluationSummary, for the model card.
         store_uri: Root of the store that results go to.
+        warmup: Pointer to the RunRecord of the warm-up; noted with the other results.
+        baseline: Pointer to the RunRecord of the baseline; noted too.
+        run_key: Name under which the store notes all results of the run; empty: they are not.
         bundle: Pointer to the ModelBundle, for the lineage view.
 
     Returns:
@@ -54,4 +60,11 @@ def export_onnx(
 
             stage.run(config, model, manifest_path, out, run=run_path, evaluation=summary_path)
         bundle.framework = "onnx"
-        return task.publish(ModelBundle, out / "bundle.json", bundle)
+        pointer = task.publish(ModelBundle, out / "bundle.json", bundle)
+        if run_key:
+            from sssflow.pipeline.results import note_outputs
+
+            outputs = {"dataset": dataset, "warmup": warmup, "baseline": baseline}
+            outputs |= {"headline": run, "evaluation": evaluation, "bundle": pointer}
+            note_outputs(store_uri, run_key, outputs)
+        return pointer

@@ -20,7 +20,7 @@ from sssflow.pipeline.results import OUTPUTS
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "pipelines" / "sss_training.yaml"
-PARAMETERS = {"config_json", "store_uri", "source", "source_digest"}
+PARAMETERS = {"config_json", "store_uri", "source", "source_digest", "run_key"}
 
 
 @pytest.fixture(scope="module")

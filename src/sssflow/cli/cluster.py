@@ -10,6 +10,7 @@ import typer
 
 import sssflow
 from sssflow.cli.cluster_doctor import doctor
+from sssflow.cli.cluster_fetch import fetch, figures_of
 from sssflow.cli.cluster_options import (
     Account,
     Cached,
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Give the verbs of this module to `sssflow pipeline`."""
-    for verb in (submit, watch, resume, cancel):
+    for verb in (submit, watch, resume, cancel, fetch):
         app.command()(verb)
     app.command("doctor")(doctor)
 
@@ -119,7 +120,7 @@ def submit(
         retries=retries,
         cached=cache,
     )
-    parameters = _parameters(experiment, data, data_digest, store)
+    parameters = _parameters(experiment, image, data, data_digest, store)
     _tell_plan(placement, parameters, host, s3_endpoint)
     if dry_run:
         console().print("  dry run: nothing was sent")
@@ -163,7 +164,12 @@ def watch(
     with working("watch") as shown:
         names = task_names(compiled_pipeline())
         run = Watcher(api, shown.say, kube, names, every_s=every_s).follow(run_id)
-    console().print(f"[bold]done[/bold]: run {run.run_id}, {_page(api, run.run_id)}")
+    terminal = console()
+    terminal.print(f"[bold]done[/bold]: run {run.run_id}, {_page(api, run.run_id)}")
+    for name, value in figures_of(run).items():
+        terminal.print(f"  {name}  {value}", markup=False)
+    then = quoted("sssflow", "pipeline", "fetch", run_id, "OUT", "--host", api.address.host)
+    terminal.print(f"next: {then}", markup=False)
 
 
 def resume(
@@ -229,7 +235,7 @@ def _environment(endpoint: str, region: str) -> dict[str, str]:
 
 
 def _parameters(
-    experiment: ExperimentConfig, data: str, data_digest: str, store: str
+    experiment: ExperimentConfig, image: str, data: str, data_digest: str, store: str
 ) -> dict[str, str]:
     """Parameters of the run, the digest of the scans among them."""
     from sssflow.pipeline.store import source_fingerprint
@@ -250,7 +256,7 @@ def _parameters(
                 action="Copy scans there with `sssflow data push FOLDER s3://...`.",
             )
     digest = data_digest or (source_fingerprint(data) if data else "")
-    return parameters_for(experiment, store, data, digest)
+    return parameters_for(experiment, image, store, data, digest)
 
 
 def _tell_plan(placement: Placement, parameters: dict[str, str], host: str, endpoint: str) -> None:

@@ -79,6 +79,12 @@ class RunState:
     request: Any
 
     @property
+    def parameters(self) -> dict[str, str]:
+        """Parameters of the run, as far as the server tells them."""
+        told = self.request.runtime_config
+        return {name: str(value) for name, value in ((told and told.parameters) or {}).items()}
+
+    @property
     def ended(self) -> bool:
         """Whether nothing will change any more."""
         return self.state in FINAL

@@ -6,16 +6,19 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from sssflow.contracts.base import Contract
 from sssflow.contracts.bundle import ModelBundle
 from sssflow.contracts.dataset import DatasetManifest
 from sssflow.contracts.evaluation import EvaluationSummary, Figure
 from sssflow.contracts.run import RunRecord
-from sssflow.errors import InternalError, UsageError
+from sssflow.errors import DataError, InternalError, UsageError
 from sssflow.pipeline.store import Store
 from sssflow.storage.atomic import disk_errors, write_bytes
 from sssflow.storage.contracts import save_contract
 from sssflow.storage.digest import verified_path
+from sssflow.storage.places import open_place
 
 OUTPUTS = ("dataset", "warmup", "baseline", "headline", "evaluation", "bundle")
 """Named outputs of the pipeline; each is a pointer."""
@@ -55,6 +58,51 @@ class LocalRunResult(Gathered):
     out: Path
     log: Path
     wall_time_s: float
+
+
+class RunOutputs(Contract):
+    """What a run ended with: a pointer for each of `OUTPUTS`."""
+
+    schema_name: ClassVar[str] = "sssflow.run-outputs"
+
+    dataset: str
+    warmup: str
+    baseline: str
+    headline: str
+    evaluation: str
+    bundle: str
+
+
+def note_outputs(store_uri: str, run_key: str, outputs: Mapping[str, str]) -> None:
+    """Note in the store what a run ended with, for readers who know its key alone.
+
+    KFP's API tells no outputs of a run. Equal keys mean equal inputs, so that a run whose tasks
+    all came from the cache finds the note of the run that made them.
+    """
+    noted = RunOutputs(**outputs).to_json().encode()
+    open_place(store_uri).put_bytes(_note(run_key), noted)
+
+
+def noted_outputs(store_uri: str, run_key: str) -> dict[str, str]:
+    """What `note_outputs` noted.
+
+    Raises:
+        DataError: Nothing is noted, or it cannot be read.
+    """
+    data = open_place(store_uri).get_bytes(_note(run_key)) if run_key else None
+    where = f"{store_uri}/{_note(run_key)}"
+    if data is None:
+        raise DataError(
+            "The store does not know what this run ended with.",
+            where=where,
+            action="Submit it again with --no-cache: what the store holds is found, and noted.",
+        )
+    noted = RunOutputs.from_json(data, where=where)
+    return {name: getattr(noted, name) for name in OUTPUTS}
+
+
+def _note(run_key: str) -> str:
+    return f"runs/{run_key}.json"
 
 
 def model_names(records: Sequence[RunRecord]) -> list[str]:

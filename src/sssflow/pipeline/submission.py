@@ -9,6 +9,7 @@ goes by digest: all of it is part of the key of KFP's cache.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import yaml
 
 from sssflow.errors import UsageError
 from sssflow.experiment import ExperimentConfig
+from sssflow.storage.digest import sha256_bytes
 
 RUN_LABEL = ("sssflow/run", "true")
 """Label of every task's pod; the NetworkPolicy of the chart sssflow is for it."""
@@ -31,6 +33,7 @@ _INFERS = frozenset({"adapt-sam2", "generate-prompts", "sam2-inference", "evalua
 _IMAGE = re.compile(r"[a-z0-9][\w.\-/:]*@sha256:[0-9a-f]{64}", re.ASCII)
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[KMGT]i?)?", re.ASCII)
 _TAINT = re.compile(r"(?P<key>[^=:\s]+)(=(?P<value>[^=:\s]*))?(:(?P<effect>\w+))?", re.ASCII)
+_KEY_LENGTH = 24
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
@@ -168,15 +171,17 @@ def spec_for(ir_path: Path, placement: Placement) -> dict[str, Any]:
 
 
 def parameters_for(
-    experiment: ExperimentConfig, store: str, source: str = "", source_digest: str = ""
+    experiment: ExperimentConfig, image: str, store: str, source: str = "", source_digest: str = ""
 ) -> dict[str, str]:
-    """Parameters of a run: all that decides its results, the image aside."""
-    return {
+    """Parameters of a run: all that decides its results, and a key made of it and of the image."""
+    made = {
         "config_json": experiment.model_dump_json(),
         "store_uri": store,
         "source": source,
         "source_digest": source_digest,
     }
+    facts = json.dumps({**made, "image": image}, sort_keys=True)
+    return {**made, "run_key": sha256_bytes(facts.encode())[:_KEY_LENGTH]}
 
 
 def _executors(ir: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

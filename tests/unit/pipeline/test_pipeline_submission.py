@@ -190,7 +190,17 @@ def test_labels_and_quantities_are_checked() -> None:
 
 
 def test_the_parameters_are_those_that_the_pipeline_knows() -> None:
-    made = parameters_for(ExperimentConfig(), "s3://b/s", "s3://b/d", "0" * 64)
+    made = parameters_for(ExperimentConfig(), IMAGE, "s3://b/s", "s3://b/d", "0" * 64)
     ir = next(yaml.safe_load_all(compiled_pipeline().read_text("utf-8")))
     assert set(made) == set(ir["root"]["inputDefinitions"]["parameters"])
     assert json.loads(made["config_json"])["name"] == "experiment"
+
+
+def test_the_key_of_a_run_is_that_of_all_that_decides_its_results() -> None:
+    plain = (ExperimentConfig(), IMAGE, "s3://b/s", "s3://b/d", "0" * 64)
+    keys = {parameters_for(*plain)["run_key"]}
+    assert keys == {parameters_for(*plain)["run_key"]}
+    others = (ExperimentConfig(name="x"), IMAGE[:-1] + "b", "s3://b/t", "s3://b/e", "1" * 64)
+    for position, other in enumerate(others):
+        keys.add(parameters_for(*plain[:position], other, *plain[position + 1 :])["run_key"])
+    assert len(keys) == 6
