@@ -31,6 +31,8 @@ from sssflow.networks.registry import build_network
 from sssflow.prompts import stage as prompts
 from sssflow.sam import adapt
 from sssflow.sam import stage as sam
+from sssflow.sam.generalist import load_generalist
+from sssflow.sam.promptable import Generalist
 from sssflow.storage.atomic import disk_errors
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference
@@ -79,8 +81,11 @@ def run(order: RunOrder, say: Say = _LOG.info) -> RunResult:
     if needs_masks(config, manifest.class_count):
         warmup = round(order.warmup_share * config.steps)
         chain = make_chain(order, settings, manifest, warmup, say)
+    generalist = None
+    if any(train.method == "semisam" for train in (config, *order.beside)):
+        generalist = load_generalist(settings.generalist, adapted=_adapted(order, manifest, say))
     records = {
-        name: _train(order, name, train, chain, say)
+        name: _train(order, name, train, chain, generalist, say)
         for name, train in zip(_names(order), (config, *order.beside), strict=True)
     }
     summary = _evaluate(order, chain, records, say)
@@ -94,7 +99,14 @@ def _names(order: RunOrder) -> list[str]:
     return ["train", *(f"train{number + 2}" for number in range(len(order.beside)))]
 
 
-def _train(order: RunOrder, name: str, config: TrainConfig, chain: Chain, say: Say) -> RunRecord:
+def _train(
+    order: RunOrder,
+    name: str,
+    config: TrainConfig,
+    chain: Chain,
+    generalist: Generalist | None,
+    say: Say,
+) -> RunRecord:
     """One training; the start of the chain serves only a network of the same kind."""
     start = chain.start if config.network == order.experiment.train.network else None
     if start is not None:
@@ -106,6 +118,7 @@ def _train(order: RunOrder, name: str, config: TrainConfig, chain: Chain, say: S
         order.out / name,
         masks=chain.masks,
         start=start,
+        generalist=generalist,
         progress=_told(say, told),
     )
     chain.wall_time_s[name] = record.wall_time_s
@@ -199,6 +212,27 @@ def make_chain(
             else:
                 chain.scored.append(folder)
     return chain
+
+
+def _adapted(order: RunOrder, manifest: DatasetManifest, say: Say) -> Path | None:
+    """SAM-2 after it saw the labelled cases, for semisam; runs of the same labels share it.
+
+    None for weights that the settings name, which are asked as they are.
+    """
+    settings = order.experiment
+    asked = settings.generalist
+    if asked.kind != "sam2" or asked.weights or asked.size != settings.sam.size:
+        return None
+    if not settings.adapt.steps:
+        return None
+    depends = [manifest.digest, settings.adapt.digest(), settings.sam.digest()]
+    name = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
+    with _alone(order.chains / f"sam2-{name}", say) as out:
+        weights = out / adapt.ADAPTED_FILE
+        if not weights.exists():
+            say("SAM-2 sees the labelled cases")
+            adapt.run(settings.adapt, settings.sam, order.dataset, out)
+    return weights
 
 
 def _masks(

@@ -14,8 +14,11 @@ from sssflow.bench.run import run
 from sssflow.bench.scores import read_scores
 from sssflow.contracts.bench import RunKey
 from sssflow.contracts.model import TrainedModel
+from sssflow.contracts.run import RunRecord
+from sssflow.contracts.weights import PromptableWeights
 from sssflow.errors import UsageError
 from sssflow.ingest import relabel
+from sssflow.sam.generalist import generalist_digest
 from sssflow.storage.contracts import load_contract
 
 
@@ -28,12 +31,14 @@ def order_for(
     whole: Path,
     out: Path,
     *,
+    method: str = "supervised",
     variant: str = "default",
+    labelled: int = 2,
     lines: tuple[str, ...] = (),
 ) -> RunOrder:
-    key = RunKey(method="supervised", variant=variant, labelled=2, seed=1)
+    key = RunKey(method=method, variant=variant, labelled=labelled, seed=1)
     settings = settings_of(protocol, BenchConfig(settings=lines), key)
-    manifest = relabel.run(whole, 2, out / "data")
+    manifest = relabel.run(whole, labelled, out / "data")
     return RunOrder(
         key=key,
         protocol=protocol.name,
@@ -105,3 +110,23 @@ def test_the_digest_of_an_order_names_the_networks_beside_too(
     assert [train.seed for train in order.beside] == [100_001]
     assert order.digest != order.model_copy(update={"beside": ()}).digest
     assert order.digest == RunOrder.model_validate_json(order.model_dump_json()).digest
+
+
+def test_semisam_asks_sam2_after_it_saw_the_labelled_cases_and_a_second_run_shares_it(
+    tiny_protocol: Protocol, whole: Path, tmp_path: Path
+) -> None:
+    lines = ("adapt.steps=2", "generalist.input_size=64", "sam.input_size=64")
+    order = order_for(tiny_protocol, whole, tmp_path, method="semisam", labelled=1, lines=lines)
+    said: list[str] = []
+    result = run(order, said.append)
+    assert result.steps_in_all == 6
+    assert said.count("SAM-2 sees the labelled cases") == 1
+    (adapted,) = tmp_path.glob("chains/sam2-*/sam2.json")
+    record = load_contract(RunRecord, tmp_path / "run" / "train" / "run.json")
+    weights = load_contract(PromptableWeights, adapted).weights.sha256
+    config = order.experiment.generalist
+    assert record.inputs["generalist"] == generalist_digest(config, weights)
+
+    again = order.model_copy(update={"out": tmp_path / "again"})
+    run(again, said.append)
+    assert said.count("SAM-2 sees the labelled cases") == 1
