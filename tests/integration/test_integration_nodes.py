@@ -1,0 +1,144 @@
+"""One training on two pods: an Indexed Job on a real cluster, with a pod killed on the way."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster_tools import Cluster
+from kubernetes import config as kubeconfig
+
+from sssflow.pipeline import cluster_objects
+from sssflow.pipeline.config import NodesConfig
+from sssflow.pipeline.node_jobs import Pace, run_on_nodes
+from sssflow.pipeline.nodes import Order, indexed_job, order
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+MOUNT = "/mnt/sssflow"
+SETTINGS = """
+train:
+  network: {base_channels: 4, levels: 3}
+  preprocessing: {size_hw: [32, 32]}
+  method: supervised
+  steps: 200
+  batch_labelled: 2
+  eval_every: 200
+  checkpoint_every_steps: 20
+  device: cpu
+  threads: 1
+"""
+PREPARE = f"""
+set -e
+cd {MOUNT}
+cat > settings.yaml <<'END'{SETTINGS}END
+sssflow data phantoms scans --set patients=4 --set 'hearts.slices=[3,3]'
+sssflow data pack scans data
+"""
+TRAIN = (
+    "sssflow", "train", f"{MOUNT}/data/manifest.json", f"{MOUNT}/run",
+    "-c", f"{MOUNT}/settings.yaml", "--gpus", "2",
+)  # fmt: skip
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """A namespace with a claim; all pods lie on the claim's node, so that any kind will do."""
+    with cluster.namespace() as name:
+        claim = {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "shared", "namespace": name},
+            "spec": {
+                "accessModes": ["ReadWriteOnce"],
+                "resources": {"requests": {"storage": "1Gi"}},
+            },
+        }
+        cluster.kubectl("apply", "-f", "-", stdin=json.dumps(claim))
+        yield name
+
+
+@pytest.fixture
+def objects(cluster: Cluster, namespace: str) -> cluster_objects.Cluster:
+    """The API, as the task of a training would use it."""
+    path = cluster.environment["KUBECONFIG"]
+    return cluster_objects.Cluster(kubeconfig.new_client_from_config(path), namespace)
+
+
+def asked_for(namespace: str, image: str, command: tuple[str, ...], nodes: int = 2) -> Order:
+    config = NodesConfig(
+        nodes=nodes,
+        image=image,
+        claim="shared",
+        claim_path=MOUNT,
+        kind="job",
+        gpu_type="",
+        cpu="500m",
+        memory="1500Mi",
+        shared_memory="64Mi",
+        attempts=4,
+    )
+    return order(config, namespace, command, nodes, f"{MOUNT}/{command[0]}")
+
+
+def in_one_pod(cluster: Cluster, namespace: str, image: str, name: str, script: str) -> str:
+    """What a shell script says that runs once in a pod with the claim."""
+    made = indexed_job(asked_for(namespace, image, ("sh", "-c", script)))
+    made["metadata"]["name"] = name
+    made["spec"] |= {"completions": 1, "parallelism": 1}
+    made["spec"]["template"]["spec"]["containers"][0]["resources"] = {}
+    cluster.kubectl("apply", "-f", "-", stdin=json.dumps(made))
+    cluster.kubectl(
+        "-n", namespace, "wait", f"job/{name}", "--for=condition=Complete", "--timeout=600s",
+        timeout_s=620,
+    )  # fmt: skip
+    return cluster.kubectl("-n", namespace, "logs", f"job/{name}")
+
+
+def kill_machine_1_after_a_checkpoint(cluster: Cluster, namespace: str, killed: list[str]) -> None:
+    """Delete the second pod outright as soon as the first holds a checkpoint."""
+    until = time.monotonic() + 600
+    while time.monotonic() < until and not killed:
+        pods = cluster.get("-n", namespace, "pods", "-l", "sssflow/run=true")["items"]
+        names = sorted(p["metadata"]["name"] for p in pods if p["status"]["phase"] == "Running")
+        if len(names) == 2:
+            found = cluster.kubectl(
+                "-n", namespace, "exec", names[0], "--", "sh", "-c",
+                f"ls -d {MOUNT}/run/checkpoints/step_*", check=False,
+            )  # fmt: skip
+            if found.strip():
+                cluster.kubectl(
+                    "-n", namespace, "delete", "pod", names[1], "--grace-period=0", "--force"
+                )
+                killed.append(names[1])
+        time.sleep(0.5)
+
+
+def test_two_pods_train_one_student_and_go_on_after_one_was_killed(
+    cluster: Cluster,
+    namespace: str,
+    objects: cluster_objects.Cluster,
+    pipeline_image: str,
+    tmp_path: Path,
+) -> None:
+    in_one_pod(cluster, namespace, pipeline_image, "prepare", PREPARE)
+    killed: list[str] = []
+    killer = threading.Thread(
+        target=kill_machine_1_after_a_checkpoint, args=(cluster, namespace, killed), daemon=True
+    )
+    killer.start()
+    wanted = asked_for(namespace, pipeline_image, TRAIN)
+    run_on_nodes(objects, wanted, tmp_path / "pulse", Pace(poll_s=1.0))
+    killer.join(timeout=700)
+    assert killed
+    assert objects.find("Job", wanted.name) is None
+    assert objects.find("Service", wanted.name) is None
+    record = json.loads(
+        in_one_pod(cluster, namespace, pipeline_image, "read", f"cat {MOUNT}/run/run.json")
+    )
+    assert record["steps"] == 200
+    assert record["device"].startswith("2 processes, each on cpu")
