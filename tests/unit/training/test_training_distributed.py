@@ -22,7 +22,7 @@ from sssflow.training import stage
 from sssflow.training.checkpoint import load_newest
 from sssflow.training.distributed import ALONE, World
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PROGRAM = Path(__file__).with_name("two_processes.py")
 
