@@ -25,6 +25,8 @@ _PASSING_CODES = {
     "OperationAborted",
 }
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+_UNKNOWN_KEY_CODES = {"InvalidAccessKeyId", "XAdminUserNotFound"}
+"""No such access key. Not all stores say so with status 403: versitygw says 404."""
 _NO_CREDENTIALS = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
@@ -65,7 +67,7 @@ def code_of(error: BaseException) -> str:
 
 def is_absent(error: BaseException) -> bool:
     """Whether the store says that the object (not its bucket) does not exist."""
-    return status_of(error) == 404 and code_of(error) != "NoSuchBucket"
+    return status_of(error) == 404 and code_of(error) not in ("NoSuchBucket", *_UNKNOWN_KEY_CODES)
 
 
 def may_pass(error: BaseException) -> bool:
@@ -108,7 +110,7 @@ def _explained_answer(error: Any, address: str, verb: str) -> SssflowError:
             found=code,
             action="Renew them, then run the same command again.",
         )
-    if status in (401, 403):
+    if status in (401, 403) or code in _UNKNOWN_KEY_CODES:
         return UsageError(
             f"The object store refuses to {verb} this object with these credentials.",
             where=address,

@@ -281,6 +281,11 @@ def test_wrong_keys_a_missing_bucket_and_no_keys_each_say_so(
     wrong = _refusal(lambda: connect(server.url).put_bytes(at("x"), b"1"))
     assert wrong.exit_code == 64
     assert "credentials" in wrong.what
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")  # this server answers 404 to it
+    for call in (lambda s: s.get_bytes(at("x")), lambda s: s.put_bytes(at("x"), b"1")):
+        unknown = _refusal(lambda call=call: call(connect(server.url)))  # type: ignore[misc]
+        assert unknown.exit_code == 64
+        assert unknown.what.endswith("this object with these credentials.")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     none = _refusal(lambda: connect(server.url).put_bytes(at("x"), b"1"))
