@@ -35,8 +35,9 @@ class Request:
 class FakeKfp:
     """State of the server. `faults` are used up one per matching request, in order.
 
-    A fault is a status code, `hang` (no answer), `cut` (the connection ends) or `lost` (the request
-    is carried out, its answer is not).
+    A fault is a status code, `hang` (no answer), `cut` (the connection ends), `page` (HTML, as of a
+    login), `empty` (an answer without content) or `lost` (the request is carried out, its answer
+    is not).
     """
 
     url: str = ""
@@ -194,6 +195,9 @@ def _handler(fake: FakeKfp) -> type[BaseHTTPRequestHandler]:
                 fake.stopped.wait(30)
                 return
             if fault == "cut":
+                return
+            if fault in ("page", "empty"):
+                self._send(200, b"<html>Log in</html>" if fault == "page" else b"{}")
                 return
             status, body = (
                 (fault, {"message": "as told by the test"})

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from sssflow.errors import SssflowError, UnavailableError, UsageError
 from sssflow.pipeline.ir import require_kfp
+from sssflow.pipeline.kfp_errors import no_answer, refusal, strange_answer
 
 T = TypeVar("T")
 
@@ -155,7 +156,7 @@ class KfpApi:
             if found:
                 return found
             raise
-        return str(made.experiment_id)
+        return self._required(made.experiment_id, "experiment_id")
 
     def create(
         self,
@@ -213,7 +214,7 @@ class KfpApi:
         )
         details = told.run_details.task_details if told.run_details else None
         return RunState(
-            run_id=str(told.run_id),
+            run_id=self._required(told.run_id, "run_id"),
             name=str(told.display_name or ""),
             state=str(told.state or "RUNTIME_STATE_UNSPECIFIED"),
             message=_message(told.error),
@@ -244,7 +245,12 @@ class KfpApi:
             return self._find_run(name, experiment_id)
 
         made = self._ask(f"the new run {name}", start, before_again=found)
-        return made if isinstance(made, str) else str(made.run_id)
+        return made if isinstance(made, str) else self._required(made.run_id, "run_id")
+
+    def _required(self, value: Any, name: str) -> str:
+        if not value:
+            raise strange_answer(self.address.host, f"no {name} in it")
+        return str(value)
 
     def _find_experiment(self, name: str) -> str:
         options = {"namespace": self.address.namespace} if self.address.namespace else {}
@@ -303,11 +309,19 @@ class KfpApi:
         """
         for attempt in range(1, self.address.attempts + 1):
             with self._explained(what, last=attempt == self.address.attempts):
-                return call(_request_timeout=self.address.timeout_s)
+                answer = call(_request_timeout=self.address.timeout_s)
+                self._require_json()
+                return answer
             self._sleep(min(_LONGEST_WAIT_S, 0.5 * 2**attempt))
             if before_again is not None and (made := before_again()):
                 return made
         raise AssertionError("attempts is at least 1")
+
+    def _require_json(self) -> None:
+        """The generated client takes any page for an empty answer; a login page is none."""
+        told = getattr(self._client.last_response, "data", b"")
+        if isinstance(told, str) and not told.lstrip().startswith("{"):
+            raise ValueError(f"a page that begins with {told.strip()[:40]!r}")
 
     @contextlib.contextmanager
     def _explained(self, what: str, *, last: bool) -> Iterator[None]:
@@ -326,18 +340,13 @@ class KfpApi:
             ) from None
         except HTTPError as error:
             if last:
-                raise _no_answer(address, what, error) from None
+                raise no_answer(address, what, error) from None
         except self._models.ApiException as error:
-            refused = _refusal(address, what, int(error.status or 0), str(error.body or ""))
+            refused = refusal(address, what, int(error.status or 0), str(error.body or ""))
             if last or not isinstance(refused, UnavailableError):
                 raise refused from None
         except (ValueError, AttributeError, TypeError) as error:
-            raise UsageError(
-                "The answer is not one of a KFP server.",
-                where=address,
-                found=f"{type(error).__name__}: {error}"[:200],
-                action="Check --host; a login page in front of the server needs --token-file.",
-            ) from None
+            raise strange_answer(address, f"{type(error).__name__}: {error}") from None
 
 
 def _named(name: str) -> str:
@@ -347,39 +356,3 @@ def _named(name: str) -> str:
 
 def _message(status: Any) -> str:
     return str(status.message or "") if status is not None else ""
-
-
-def _no_answer(address: str, what: str, error: Exception) -> UnavailableError:
-    return UnavailableError(
-        f"The KFP server gave no answer about {what}.",
-        where=address,
-        found=f"{type(error).__name__}: {error}"[:300],
-        action="Check the address and the network (`sssflow pipeline doctor --host ...`), then "
-        "run the same command again.",
-    )
-
-
-def _refusal(address: str, what: str, status: int, body: str) -> SssflowError:
-    with contextlib.suppress(ValueError):
-        told = json.loads(body)
-        body = str(told.get("message") or told.get("error") or body)
-    found = f"HTTP {status}: {body[:500]}".rstrip(": ")
-    if status >= 500 or status in (408, 429):
-        return UnavailableError(
-            f"The KFP server failed over {what}.",
-            where=address,
-            found=found,
-            action="Run the same command again later; the log of ml-pipeline says more.",
-        )
-    actions = {
-        401: "Give a token that the server accepts, with --token-file.",
-        403: "Ask for the rights in this namespace, or name your profile with --profile.",
-        404: "Check the ID and --host.",
-        409: "Something of this name is there already; choose another name.",
-    }
-    return UsageError(
-        f"The KFP server refuses {what}.",
-        where=address,
-        found=found,
-        action=actions.get(status, "Correct what the server complains of."),
-    )

@@ -185,3 +185,17 @@ def test_an_address_needs_its_scheme() -> None:
 def test_the_fake_server_refuses_a_body_that_the_definition_does_not_know() -> None:
     with pytest.raises(AssertionError):
         checked({"display_name": "x", "surprise": 1}, "V2beta1Run")
+
+
+@pytest.mark.parametrize("fault", ["page", "empty"])
+def test_what_is_no_answer_of_kfp_is_never_taken_for_one(fake: FakeKfp, fault: str) -> None:
+    server = api(fake)
+    fake.runs["run-1"] = run("RUNNING")
+    fake.faults += [("/runs/run-1", fault), ("POST /apis/v2beta1/experiments", fault)]
+    for call in (lambda: server.run("run-1"), lambda: server.experiment("sssflow")):
+        with pytest.raises(UsageError, match="not one of a KFP server") as caught:
+            call()
+        assert "--token-file" in caught.value.action
+    fake.faults.append(("v2beta1/healthz", "page"))
+    with pytest.raises(UsageError, match="Log in"):
+        server.is_multi_user()
