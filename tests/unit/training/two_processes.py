@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -85,11 +86,12 @@ class PixelwiseLoss(Method):
 
 def train_plainly(dataset: Path, world: World) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and final weights of the method that does not depend on how a batch is cut."""
-    registry.METHODS["pixelwise"] = PixelwiseLoss
     config = TrainConfig.model_validate({**PLAIN, "processes": world.size})
     config = config.model_copy(update={"method": "pixelwise"})
     manifest = load_contract(DatasetManifest, dataset)
-    run = stage.prepare(config, manifest, dataset.parent, dataset.parent, world=world)
+    # Other tests of the same process ask every method of the registry.
+    with patch.dict(registry.METHODS, pixelwise=PixelwiseLoss):
+        run = stage.prepare(config, manifest, dataset.parent, dataset.parent, world=world)
     run.method.train_mode()
     losses = [train_step(run, step)[1] for step in range(config.steps)]
     return losses, {k: v.contiguous() for k, v in run.method.student.state_dict().items()}
