@@ -65,7 +65,7 @@ def pipeline_image() -> str:
     """The image of the pipeline's tasks that SSSFLOW_TEST_PIPELINE_IMAGE names; nodes have it."""
     named = os.environ.get("SSSFLOW_TEST_PIPELINE_IMAGE")
     if not named:
-        pytest.skip("no SSSFLOW_TEST_PIPELINE_IMAGE; `make test-cluster` builds and loads one")
+        pytest.skip("no SSSFLOW_TEST_PIPELINE_IMAGE; `make cluster` builds and loads one")
     return named
 
 
