@@ -99,7 +99,7 @@ def submit(
     dry_run: DryRunOption = False,
 ) -> None:
     """Start the compiled pipeline on a KFP server; nothing of it is edited or built."""
-    experiment = _experiment(config, settings, triton)
+    experiment = _experiment(config, settings, triton, gpus)
     if print_config:
         show_config(experiment)
         return
@@ -212,9 +212,15 @@ def cancel(
     console().print(f"next: {again}", markup=False)
 
 
-def _experiment(config: Path | None, settings: list[str] | None, triton: str) -> ExperimentConfig:
+def _experiment(
+    config: Path | None, settings: list[str] | None, triton: str, gpus: int
+) -> ExperimentConfig:
+    from sssflow.experiment import TRAINING_SECTIONS
+
     asked = ["sam.backend=triton", f"sam.triton.url={triton}"] if triton else []
-    experiment = read_experiment(config, [*(settings or ()), *asked])
+    # One process for each GPU, as `sssflow train --gpus`; a --set may say otherwise.
+    shared = [f"{section}.processes={gpus}" for section in TRAINING_SECTIONS if gpus > 1]
+    experiment = read_experiment(config, [*shared, *(settings or ()), *asked])
     bundle = experiment.sam.onnx.bundle or ""
     if experiment.sam.backend == "triton" and not bundle.startswith("s3://"):
         raise UsageError(

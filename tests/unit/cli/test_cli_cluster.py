@@ -55,6 +55,16 @@ def test_a_submission_starts_one_run_and_says_how_to_watch_it(fake, capsys) -> N
     assert "2 x nvidia.com/gpu" in told
 
 
+@pytest.mark.parametrize(
+    ("more", "found"), [((), 2), (("--gpus", "1"), 1), (("--set", "train.processes=1"), 1)]
+)
+def test_a_training_has_a_process_for_each_of_its_gpus(fake, more, found) -> None:
+    assert submit(fake, *PHANTOMS, "--gpus", "2", "--toleration", "nvidia.com/gpu", *more) == 0
+    (sent,) = fake.calls("POST", "/runs")
+    config = json.loads(sent.body["runtime_config"]["parameters"]["config_json"])
+    assert config["train"]["processes"] == found
+
+
 def test_a_dry_run_sends_nothing(fake, capsys) -> None:
     assert submit(fake, *PHANTOMS, "--dry-run") == 0
     assert fake.requests == []
