@@ -93,7 +93,9 @@ def _failed(
 
 def _stop_with_parent() -> None:
     """Wait for the end of standard input, which the parent holds open as long as it lives."""
-    while sys.stdin.buffer.read(1):
+    # Not by sys.stdin: its buffer is locked while the thread waits, and an ending Python aborts
+    # on a lock that it cannot get.
+    while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
