@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +170,7 @@ def main() -> None:
     text = [
         f"# Triton beside ONNX Runtime, {options.bundle.name}, {options.size} px",
         "",
+        f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()} processor, {os.cpu_count()} cores. "
         f"`benchmarks/serving.py`, {options.threads} threads each, spinning off in both, medians "
         f"of {options.repeats} turns; load of the machine before the run {load_before:.1f}.",
         "",
