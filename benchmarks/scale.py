@@ -68,7 +68,6 @@ class Outcome:
     busy_gpu_s: float = 0.0
     longest_queue: int = 0
     kills: int = 0
-    slices_done: int = 0
     slices_redone: int = 0
 
 
@@ -82,9 +81,7 @@ class Cluster:
         self.order = itertools.count()
         self.queue: deque[Pod] = deque()
         self.free_servers = int(a.replicas)
-        self.waiting = deque(
-            Pod(self, number, cases) for number, cases in enumerate(cases_of_shards)
-        )
+        self.waiting = deque(Pod(self, cases) for cases in cases_of_shards)
         self.next_start_s = 0.0
         for _ in range(min(int(a.pods), len(self.waiting))):
             self.start_next()
@@ -137,8 +134,8 @@ class Cluster:
 class Pod:
     """One shard. Its finished cases survive a kill; the case in work does not."""
 
-    def __init__(self, cluster: Cluster, number: int, cases: int) -> None:
-        self.cluster, self.number, self.cases_left = cluster, number, cases
+    def __init__(self, cluster: Cluster, cases: int) -> None:
+        self.cluster, self.cases_left = cluster, cases
         self.life = 0
         self.to_ask = self.to_finish = self.under_way = 0
         self.core_free_s = 0.0
@@ -192,7 +189,6 @@ class Pod:
         """One slice is done, and with the last one its case."""
         if life != self.life:
             return
-        self.cluster.out.slices_done += 1
         self.to_finish -= 1
         if not self.to_finish:
             self.cases_left -= 1

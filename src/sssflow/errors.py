@@ -100,3 +100,9 @@ class InterruptedRun(SssflowError):  # noqa: N818 - it is an outcome, not a faul
 
     exit_code = 75
     kind = "interrupted, resumable"
+
+
+def kind_of(exit_code: int) -> type[SssflowError]:
+    """The kind of failure that a process ended with; InternalError for any other code."""
+    kinds = (UsageError, DataError, UnavailableError, InterruptedRun)
+    return next((kind for kind in kinds if kind.exit_code == exit_code), InternalError)

@@ -33,7 +33,7 @@ from sssflow.sam import adapt
 from sssflow.sam import stage as sam
 from sssflow.sam.generalist import load_generalist
 from sssflow.sam.promptable import Generalist
-from sssflow.storage.atomic import disk_errors
+from sssflow.storage.atomic import disk_errors, write_text
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference
 from sssflow.training import stage as training
@@ -83,7 +83,9 @@ def run(order: RunOrder, say: Say = _LOG.info) -> RunResult:
         chain = make_chain(order, settings, manifest, warmup, say)
     generalist = None
     if any(train.method == "semisam" for train in (config, *order.beside)):
-        generalist = load_generalist(settings.generalist, adapted=_adapted(order, manifest, say))
+        generalist = load_generalist(
+            settings.generalist, adapted=_adapted_for_generalist(order, manifest, chain, say)
+        )
     records = {
         name: _train(order, name, train, chain, generalist, say)
         for name, train in zip(_names(order), (config, *order.beside), strict=True)
@@ -196,12 +198,7 @@ def make_chain(
         )
         chain.wall_time_s["warmup"] = record.wall_time_s
         chain.start = out / "warmup" / "model" / "model.json"
-        weights = None
-        if settings.adapt.steps:
-            weights = out / "sam2" / adapt.ADAPTED_FILE
-            with _timed(out, "adapt", weights, chain, say) as needed:
-                if needed:
-                    adapt.run(settings.adapt, settings.sam, order.dataset, out / "sam2")
+        weights = _adapted(order, manifest, chain, say)
         for role in (Role.UNLABELLED, *settings.pipeline.scored_roles):
             folder = out / role.value
             with _timed(out, f"sam2_{role.value}", folder / "masks/masks.json", chain, say) as todo:
@@ -214,25 +211,33 @@ def make_chain(
     return chain
 
 
-def _adapted(order: RunOrder, manifest: DatasetManifest, say: Say) -> Path | None:
-    """SAM-2 after it saw the labelled cases, for semisam; runs of the same labels share it.
+def _adapted(order: RunOrder, manifest: DatasetManifest, chain: Chain, say: Say) -> Path | None:
+    """SAM-2 after it saw the labelled cases; all runs of the same labels share it.
 
-    None for weights that the settings name, which are asked as they are.
+    None where the settings leave the adaptation out.
     """
     settings = order.experiment
-    asked = settings.generalist
-    if asked.kind != "sam2" or asked.weights or asked.size != settings.sam.size:
-        return None
     if not settings.adapt.steps:
         return None
     depends = [manifest.digest, settings.adapt.digest(), settings.sam.digest()]
     name = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
     with _alone(order.chains / f"sam2-{name}", say) as out:
         weights = out / adapt.ADAPTED_FILE
-        if not weights.exists():
-            say("SAM-2 sees the labelled cases")
-            adapt.run(settings.adapt, settings.sam, order.dataset, out)
+        with _timed(out, "adapt", weights, chain, say) as needed:
+            if needed:
+                say("SAM-2 sees the labelled cases")
+                adapt.run(settings.adapt, settings.sam, order.dataset, out)
     return weights
+
+
+def _adapted_for_generalist(
+    order: RunOrder, manifest: DatasetManifest, chain: Chain, say: Say
+) -> Path | None:
+    """`_adapted`, where semisam asks that very model; weights that are named stay as they are."""
+    asked = order.experiment.generalist
+    if asked.kind != "sam2" or asked.weights or asked.size != order.experiment.sam.size:
+        return None
+    return _adapted(order, manifest, chain, say)
 
 
 def _masks(
@@ -274,7 +279,7 @@ def _timed(out: Path, part: str, result: Path, chain: Chain, say: Say) -> Iterat
         say(f"{part}: started")
     yield needed
     if needed:
-        kept.write_text(f"{time.monotonic() - started:.3f}\n", encoding="utf-8")
+        write_text(kept, f"{time.monotonic() - started:.3f}\n")
     chain.wall_time_s[part] = float(kept.read_text("utf-8")) if kept.exists() else 0.0
 
 

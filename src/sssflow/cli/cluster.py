@@ -218,9 +218,13 @@ def _experiment(
     from sssflow.experiment import TRAINING_SECTIONS
 
     asked = ["sam.backend=triton", f"sam.triton.url={triton}"] if triton else []
-    # One process for each GPU, as `sssflow train --gpus`; a --set may say otherwise.
-    shared = [f"{section}.processes={gpus}" for section in TRAINING_SECTIONS if gpus > 1]
-    experiment = read_experiment(config, [*shared, *(settings or ()), *asked])
+    lines = [*(settings or ()), *asked]
+    experiment = read_experiment(config, lines)
+    if gpus > 1 and experiment.pipeline.nodes is None:
+        # One process for each GPU, as `sssflow train --gpus`; a --set may say otherwise. Several
+        # machines share the processes that the experiment names.
+        shared = [f"{section}.processes={gpus}" for section in TRAINING_SECTIONS]
+        experiment = read_experiment(config, [*shared, *lines])
     bundle = experiment.sam.onnx.bundle or ""
     if experiment.sam.backend == "triton" and not bundle.startswith("s3://"):
         raise UsageError(

@@ -33,10 +33,6 @@ GraphName = Literal["encoder", "decoder", "memory_attention", "memory_encoder"]
 GRAPHS: Final[tuple[GraphName, ...]] = ("encoder", "decoder", "memory_attention", "memory_encoder")
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 SAM2_BUNDLE_FILE: Final = "bundle.json"
-METADATA_PREFIX: Final = "sssflow."
-"""Keys of `metadata_props` (prefixed): graph, size_px, variant, sam2_version, precision,
-weights_sha256, opset, prompt_padding, image_mean, image_std, rules, versions; JSON where
-structured."""
 
 IMAGE_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGE_STD: Final = (0.229, 0.224, 0.225)

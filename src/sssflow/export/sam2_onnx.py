@@ -77,7 +77,7 @@ def describe(
     weights_sha256: Sha256,
     rules: Sam2Rules,
 ) -> None:
-    """Write what a file says about itself into its `metadata_props`."""
+    """Write what a file says about itself into its `metadata_props`; JSON where structured."""
     versions = {
         "sssflow": sssflow.__version__,
         "torch": torch.__version__,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sssflow.errors import InternalError, UsageError
 from sssflow.storage.atomic import write_bytes
@@ -70,6 +71,12 @@ def compile_pipeline(name: str, target: Path, *, checkout: Path = _CHECKOUT) -> 
     finally:
         draft.unlink(missing_ok=True)
     return target
+
+
+def graphs(ir: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The graphs of a compiled pipeline, that of the whole first: `tasks` has the tasks by key."""
+    parts = [ir["root"], *(part for part in ir["components"].values() if "dag" in part)]
+    return [part["dag"] for part in parts]
 
 
 def require_kfp() -> None:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from sssflow.errors import (
-    DataError,
     InternalError,
     InterruptedRun,
     SssflowError,
     UnavailableError,
     UsageError,
+    kind_of,
 )
 from sssflow.pipeline.events import EVENTS_FOLDER, EventReader, TaskEvent, request_stop
 from sssflow.pipeline.ir import require_kfp
@@ -38,7 +38,6 @@ _GRACE_S = 300.0
 """Time that tasks get to save their state after a signal."""
 
 _LAST_LINES = 20
-_ERRORS = (UsageError, DataError, UnavailableError, InternalError, InterruptedRun)
 
 # PATH and TMPDIR are set by the shell, so that nothing here reads the environment.
 _LAUNCH = (
@@ -188,7 +187,7 @@ def _reason(
         return InterruptedRun(text, action="Run the same command again to continue.")
     for event in failures:
         if event.exit_code != InterruptedRun.exit_code:
-            kind = next((e for e in _ERRORS if e.exit_code == event.exit_code), InternalError)
+            kind = kind_of(event.exit_code)
             return kind(f"The task {event.name} failed: {event.message}\n  log: {log_path}")
     return InternalError(
         "The pipeline ended without a result and without a reason.",

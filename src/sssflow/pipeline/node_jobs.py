@@ -208,6 +208,7 @@ class _Follower:
 
     def _beat(self) -> None:
         self._beats += 1
+        # In place, not by the atomic writer: a beat that is read half is another text, so a beat.
         with disk_errors(self._pulse):
             self._pulse.write_text(f"{time.time_ns()} {self._beats}\n", encoding="ascii")
 

@@ -24,7 +24,7 @@ MADE_FROM = "sssflow/made-from"
 """Annotation: digest of the object, by which a later try knows it for its own."""
 
 RUN_LABEL = {"sssflow/run": "true"}
-"""Label of the pods; the NetworkPolicy of the chart sssflow lets them reach each other."""
+"""Label of all pods of runs; the NetworkPolicy of the chart sssflow is for it."""
 
 _GRACE_S = 60
 """From SIGTERM to SIGKILL: for the step in hand and a checkpoint."""

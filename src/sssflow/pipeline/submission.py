@@ -20,10 +20,9 @@ import yaml
 
 from sssflow.errors import UsageError
 from sssflow.experiment import ExperimentConfig
+from sssflow.pipeline.ir import graphs
+from sssflow.pipeline.nodes import RUN_LABEL
 from sssflow.storage.digest import sha256_bytes
-
-RUN_LABEL = ("sssflow/run", "true")
-"""Label of every task's pod; the NetworkPolicy of the chart sssflow is for it."""
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 """What the Secret of the object store holds, and the variables of the pods."""
@@ -193,9 +192,8 @@ def _executors(ir: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _executed_tasks(ir: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The tasks that are pods of their own, not the graphs around them."""
-    graphs = [ir["root"], *(c for c in ir["components"].values() if "dag" in c)]
-    for graph in graphs:
-        for task in graph["dag"]["tasks"].values():
+    for graph in graphs(ir):
+        for task in graph["tasks"].values():
             if "executorLabel" in ir["components"][task["componentRef"]["name"]]:
                 yield task
 
@@ -228,8 +226,7 @@ def _place_container(container: dict[str, Any], component: str, placement: Place
 
 
 def _place_pod(settings: dict[str, Any], component: str, placement: Placement) -> None:
-    labels = settings.setdefault("podMetadata", {}).setdefault("labels", {})
-    labels[RUN_LABEL[0]] = RUN_LABEL[1]
+    settings.setdefault("podMetadata", {}).setdefault("labels", {}).update(RUN_LABEL)
     settings["securityContext"] = {"runAsNonRoot": True}
     if placement.secret:
         settings.setdefault("secretAsEnv", []).append(

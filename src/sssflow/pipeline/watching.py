@@ -12,20 +12,16 @@ from pathlib import Path
 import yaml
 
 from sssflow.errors import (
-    DataError,
     InternalError,
     InterruptedRun,
     SssflowError,
     UnavailableError,
-    UsageError,
+    kind_of,
 )
+from sssflow.pipeline.ir import graphs
 from sssflow.pipeline.kfp_api import KfpApi, RunState
 from sssflow.pipeline.kube import Kube, failed_pods, reason_in, troubles
 
-_KINDS: dict[int, type[SssflowError]] = {
-    kind.exit_code: kind
-    for kind in (UsageError, DataError, UnavailableError, InternalError, InterruptedRun)
-}
 _PARTS = ("root", "executor")
 
 
@@ -114,7 +110,7 @@ class Watcher:
                 "kept, and training continues from its newest checkpoint.",
             )
         code, reason, where = self._reason(run)
-        raise _KINDS[code](
+        raise kind_of(code)(
             f"The run failed: {reason}",
             where=where,
             found=", ".join(f"{n} {state.lower()}" for state, n in sorted(counts.items())),
@@ -142,9 +138,8 @@ class Watcher:
 def task_names(ir_path: Path) -> dict[str, str]:
     """Keys of the tasks of a compiled pipeline to the names that its author gave them."""
     ir = next(yaml.safe_load_all(ir_path.read_text(encoding="utf-8")))
-    graphs = [ir["root"], *(c for c in ir["components"].values() if "dag" in c)]
     return {
         key: str(task["taskInfo"]["name"])
-        for graph in graphs
-        for key, task in graph["dag"]["tasks"].items()
+        for graph in graphs(ir)
+        for key, task in graph["tasks"].items()
     }

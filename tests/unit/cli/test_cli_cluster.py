@@ -65,6 +65,15 @@ def test_a_training_has_a_process_for_each_of_its_gpus(fake, more, found) -> Non
     assert config["train"]["processes"] == found
 
 
+def test_several_machines_share_the_processes_that_the_experiment_names(fake) -> None:
+    nodes = '{nodes: 2, image: "i@sha256:x", claim: c, claim_path: /claim}'
+    more = ("--set", f"pipeline.nodes={nodes}", "--set", "train.processes=4")
+    assert submit(fake, *PHANTOMS, "--gpus", "2", *more) == 0
+    (sent,) = fake.calls("POST", "/runs")
+    config = json.loads(sent.body["runtime_config"]["parameters"]["config_json"])
+    assert [config[part]["processes"] for part in ("warmup", "train")] == [1, 4]
+
+
 def test_a_dry_run_sends_nothing(fake, capsys) -> None:
     assert submit(fake, *PHANTOMS, "--dry-run") == 0
     assert fake.requests == []
