@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sssflow.errors import InternalError, UnavailableError, UsageError
+from sssflow.pipeline.kube_calls import NoAnswerError, answering_once, call
 
-_TIMEOUT_S = (5, 20)
 _LOG_LINES = 40
 _LOG_BYTES = 32 << 10
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -31,12 +31,7 @@ class Cluster:
     """
 
     def __init__(self, api: Any, namespace: str) -> None:
-        # Otherwise urllib3 tries three times, each with its own timeout.
-        from kubernetes.client.rest import RESTClientObject
-
-        api.configuration.retries = False
-        api.rest_client = RESTClientObject(api.configuration)
-        self._api = api
+        self._api = answering_once(api)
         self.namespace = namespace
 
     @classmethod
@@ -108,29 +103,12 @@ class Cluster:
         self, method: str, path: str, *, query: dict[str, str] | None = None, body: Any = None
     ) -> str | None:
         """The answer; None if the object is not there (404), or there already (409)."""
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
-
-        merge = "application/merge-patch+json" if method == "PATCH" else "application/json"
         try:
-            answer = self._api.call_api(
-                path,
-                method,
-                query_params=list((query or {}).items()),
-                header_params={"Accept": "application/json, */*", "Content-Type": merge},
-                body=body,
-                auth_settings=["BearerToken"],
-                _preload_content=False,
-                _return_http_data_only=True,
-                _request_timeout=_TIMEOUT_S,
-            )
-        except ApiException as error:
+            return call(self._api, method, path, query=query, body=body)
+        except NoAnswerError as error:
             if error.status in (404, 409):
                 return None
-            raise _refused(method, path, error.status, str(error.body or "")[:500]) from None
-        except (HTTPError, OSError) as error:
-            raise _refused(method, path, 0, f"{type(error).__name__}: {error}"[:300]) from None
-        return str(answer.data.decode(errors="replace"))
+            raise _refused(method, path, error.status, error.found) from None
 
 
 def _refused(

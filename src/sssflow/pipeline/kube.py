@@ -9,8 +9,8 @@ from typing import Any
 
 from sssflow.errors import SssflowError, UnavailableError, UsageError
 from sssflow.pipeline.ir import require_kfp
+from sssflow.pipeline.kube_calls import NoAnswerError, answering_once, call
 
-_TIMEOUT_S = (5, 20)
 _LOG_BYTES = 64 << 10
 _LOG_LINES = 60
 _EXIT = re.compile(r"\(exit (64|65|69|70|75)\): ")
@@ -50,10 +50,10 @@ class Kube:
         self, namespace: str = "", *, context: str | None = None, kubeconfig: str | None = None
     ) -> None:
         require_kfp()
-        from kubernetes import client, config
+        from kubernetes import config
 
         try:
-            self._api = config.new_client_from_config(kubeconfig, context=context)
+            self._api = answering_once(config.new_client_from_config(kubeconfig, context=context))
             _, current = config.list_kube_config_contexts(kubeconfig)
         except (config.ConfigException, OSError, KeyError, TypeError, ValueError) as error:
             raise UsageError(
@@ -62,9 +62,6 @@ class Kube:
                 found=str(error)[:300],
                 action="Set KUBECONFIG or --kubeconfig, and name a context with --context.",
             ) from None
-        # Otherwise urllib3 tries three times, each with its own timeout.
-        self._api.configuration.retries = False
-        self._api.rest_client = client.rest.RESTClientObject(self._api.configuration)
         told = "" if context else str(current.get("context", {}).get("namespace", ""))
         self.namespace = namespace or told or "default"
 
@@ -123,30 +120,14 @@ class Kube:
     def _call(
         self, method: str, path: str, query: dict[str, str] | None = None, body: Any = None
     ) -> str:
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
-
         try:
-            response = self._api.call_api(
-                path,
-                method,
-                query_params=list((query or {}).items()),
-                header_params={"Accept": "application/json", "Content-Type": "application/json"},
-                body=body,
-                auth_settings=["BearerToken"],
-                _preload_content=False,
-                _return_http_data_only=True,
-                _request_timeout=_TIMEOUT_S,
-            )
-            return str(response.data.decode(errors="replace"))
-        except ApiException as error:
+            return call(self._api, method, path, query=query, body=body)
+        except NoAnswerError as error:
             if error.status == 404:
                 raise LookupError(path) from None
             if error.status in (400, 401, 403):
                 raise PermissionError(f"HTTP {error.status}: {path}") from None
-            raise _unreachable(self._api.configuration.host, f"HTTP {error.status}") from None
-        except (HTTPError, OSError) as error:
-            found = f"{type(error).__name__}: {error}"[:300]
+            found = f"HTTP {error.status}" if error.status else error.found
             raise _unreachable(self._api.configuration.host, found) from None
 
 
