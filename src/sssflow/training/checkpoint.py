@@ -45,7 +45,9 @@ class CheckpointManifest(Contract):
 def save_checkpoint(
     folder: Path, state: State, manifest_of: CheckpointManifest, *, keep_last: int
 ) -> Path:
-    """Publish `state` under `folder` and delete all but the newest `keep_last` checkpoints.
+    """Publish `state` under `folder` and delete all but this and the `keep_last` - 1 before it.
+
+    Checkpoints of later steps go too: the run went back before them, because they are damaged.
 
     Args:
         folder: The run's checkpoint folder.
@@ -71,8 +73,10 @@ def save_checkpoint(
             fsync_folder(folder)
         finally:
             shutil.rmtree(tmp, ignore_errors=True)
-    for old in list_checkpoints(folder)[:-keep_last]:
-        shutil.rmtree(old, ignore_errors=True)
+    found = list_checkpoints(folder)
+    here = found.index(target) + 1
+    for other in (*found[: max(0, here - keep_last)], *found[here:]):
+        shutil.rmtree(other, ignore_errors=True)
     return target
 
 
@@ -93,7 +97,7 @@ def load_newest(folder: Path) -> tuple[CheckpointManifest, State] | None:
     for path in reversed(found):
         try:
             return _load(path)
-        except DataError as error:
+        except (DataError, OSError) as error:
             _LOG.warning("Checkpoint %s is damaged; trying the one before.\n%s", path.name, error)
     if found:
         raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 from pathlib import PurePosixPath
@@ -11,6 +12,7 @@ import torch
 
 from sssflow.contracts.base import ObjectRef
 from sssflow.errors import DataError, UsageError
+from sssflow.training import checkpoint
 from sssflow.training.checkpoint import (
     CheckpointManifest,
     different_keys,
@@ -48,7 +50,7 @@ def newest_value(folder) -> float:
 
 
 def test_what_is_saved_is_loaded_and_the_newest_wins(tmp_path):
-    save(tmp_path, 5, 40, 7)
+    save(tmp_path, 5, 7, 40)
     found, state = load_newest(tmp_path)
     assert found.step == 40
     assert state["value"].tolist() == [40.0] * 3
@@ -124,6 +126,38 @@ def test_a_checkpoint_over_a_damaged_one_of_the_same_step_replaces_it(tmp_path):
     truncate(list_checkpoints(tmp_path)[-1])
     save(tmp_path, 2)
     assert newest_value(tmp_path) == 2.0
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_a_run_that_went_back_keeps_what_it_writes_and_not_the_damaged_one_ahead(
+    keep_last, tmp_path
+):
+    save(tmp_path, 200, 300)
+    truncate(list_checkpoints(tmp_path)[-1])
+    assert newest_value(tmp_path) == 200.0
+    save(tmp_path, 250, keep_last=keep_last)
+    assert newest_value(tmp_path) == 250.0
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "step_00000200",
+        "step_00000250",
+    ][-keep_last:]
+
+
+def test_a_checkpoint_that_the_disk_refuses_to_read_gives_the_one_before(
+    tmp_path, monkeypatch, caplog
+):
+    save(tmp_path, 1, 2)
+    read = checkpoint.verified_path
+
+    def refuse(ref, *, base):
+        if base.name == "step_00000002":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(ref, base=base)
+
+    monkeypatch.setattr(checkpoint, "verified_path", refuse)
+    with caplog.at_level(logging.WARNING):
+        assert newest_value(tmp_path) == 1.0
+    assert "Input/output error" in caplog.text
 
 
 def test_another_configuration_or_dataset_is_refused_by_every_differing_key(tmp_path):
