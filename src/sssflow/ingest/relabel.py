@@ -16,6 +16,7 @@ from sssflow.errors import UsageError
 from sssflow.ingest.config import Amount
 from sssflow.storage.atomic import disk_errors
 from sssflow.storage.contracts import load_contract, save_contract
+from sssflow.storage.uri import below
 
 MANIFEST = "manifest.json"
 _IMAGES, _LABELS = "images", "labels"
@@ -89,7 +90,7 @@ def _link(manifest: DatasetManifest, base: Path, out: Path) -> None:
             for ref in refs:
                 if "://" in ref.uri:  # absolute: it stays true from anywhere
                     continue
-                link = out / ref.uri
+                link = below(ref.uri, base=out)
                 link.parent.mkdir(parents=True, exist_ok=True)
                 target = os.path.relpath((base / ref.uri).resolve(), link.parent.resolve())
                 link.symlink_to(target)

@@ -17,7 +17,7 @@ from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.tree import FileTree
 from sssflow.errors import DataError, SssflowError
 from sssflow.storage.places import Place, carried_files, pull_tree, push_tree, read_tree
-from sssflow.storage.uri import resolve
+from sssflow.storage.uri import below
 
 PARTIAL_FILE = "PARTIAL.json"
 _PERIOD_S = 30.0
@@ -80,7 +80,7 @@ class Mirror:
         tree = read_tree(place, manifest=PARTIAL_FILE)
         for ref in () if tree is None else tree.files:
             try:
-                place.get_file(ref, resolve(ref.uri, base=folder))
+                place.get_file(ref, below(ref.uri, base=folder))
             except DataError as error:
                 _LOG.warning("%s was not brought back: %s", ref.uri, error.what)
         if tree is not None:
@@ -122,7 +122,7 @@ class Mirror:
         prefix = f"{self._place.uri}/"
         if not address.startswith(prefix):
             return None
-        return resolve(address.removeprefix(prefix), base=self._root)
+        return below(address.removeprefix(prefix), base=self._root)
 
     def _of(self, folder: Path, place: Place | None = None) -> Place:
         return (place or self._place).child(folder.relative_to(self._root).as_posix())

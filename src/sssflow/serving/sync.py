@@ -15,7 +15,7 @@ from sssflow.errors import DataError
 from sssflow.storage.contracts import save_contract
 from sssflow.storage.digest import sha256_file
 from sssflow.storage.places import Place, open_place
-from sssflow.storage.uri import resolve
+from sssflow.storage.uri import below
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def run(
     chosen = _choose(repository, models, place)
     for number, model in enumerate(chosen, start=1):
         for ref in model.files:
-            path = resolve(ref.uri, base=target)
+            path = below(ref.uri, base=target)
             if not (path.is_file() and sha256_file(path) == ref.sha256):
                 place.get_file(ref, path)
         _LOG.info("model %d of %d: %s", number, len(chosen), model.name)

@@ -21,7 +21,7 @@ from sssflow.storage.cache import FileCache
 from sssflow.storage.digest import reference, sha256_bytes, sha256_file, verified_path
 from sssflow.storage.s3 import S3Store
 from sssflow.storage.s3_calls import S3Address, S3Config
-from sssflow.storage.uri import resolve, to_path
+from sssflow.storage.uri import below, to_path
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -77,32 +77,37 @@ class FilePlace(Place):
 
     def child(self, name: str) -> FilePlace:
         """See `Place.child`."""
-        return FilePlace(resolve(name, base=self._root))
+        return FilePlace(below(name, base=self._root))
 
     def get_bytes(self, name: str) -> bytes | None:
         """See `Place.get_bytes`."""
         try:
-            return resolve(name, base=self._root).read_bytes()
+            return below(name, base=self._root).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def get_file(self, ref: ObjectRef, target: Path) -> None:
         """See `Place.get_file`."""
+        below(ref.uri, base=self._root)
         path = verified_path(ref, base=self._root)
         with path.open("rb") as source:
             write_atomically(target, lambda file: shutil.copyfileobj(source, file))
         if sha256_file(target) != ref.sha256:
             target.unlink()
-            raise DataError("A file was replaced while it was copied.", where=path)
+            raise DataError(
+                "A file was replaced while it was copied.",
+                where=path,
+                action="Run the command again when nothing else writes there.",
+            )
 
     def put_bytes(self, name: str, data: bytes) -> ObjectRef:
         """See `Place.put_bytes`."""
-        write_bytes(resolve(name, base=self._root), data)
+        write_bytes(below(name, base=self._root), data)
         return ObjectRef(uri=name, size_bytes=len(data), sha256=sha256_bytes(data))
 
     def put_file(self, path: Path, name: str) -> ObjectRef:
         """See `Place.put_file`."""
-        target = resolve(name, base=self._root)
+        target = below(name, base=self._root)
         ref = ObjectRef(uri=name, size_bytes=path.stat().st_size, sha256=sha256_file(path))
         if not (target.is_file() and sha256_file(target) == ref.sha256):
             with path.open("rb") as source:
@@ -112,7 +117,7 @@ class FilePlace(Place):
     def delete(self, name: str) -> None:
         """See `Place.delete`."""
         with disk_errors(self._root):
-            resolve(name, base=self._root).unlink(missing_ok=True)
+            below(name, base=self._root).unlink(missing_ok=True)
 
 
 class S3Place(Place):
@@ -222,7 +227,7 @@ def pull_tree(
         return None
 
     def fetch(ref: ObjectRef) -> None:
-        target = resolve(ref.uri, base=folder)
+        target = below(ref.uri, base=folder)
         if not (target.is_file() and reference(target).sha256 == ref.sha256):
             place.get_file(ref, target)
 

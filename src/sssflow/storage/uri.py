@@ -8,6 +8,26 @@ from urllib.parse import unquote, urlparse
 from sssflow.errors import DataError, UsageError
 
 
+def below(name: str, *, base: Path) -> Path:
+    """Path of a file that a manifest names by a relative path, which is all it may be here.
+
+    For whatever is written, and for names that came with somebody else's data.
+
+    Raises:
+        DataError: The name is an address or an absolute path, or it leaves `base`.
+    """
+    relative = PurePosixPath(name)
+    climbs = relative.is_absolute() or ".." in relative.parts or "\x00" in name
+    if climbs or "://" in name:
+        raise DataError(
+            "A manifest names a file outside its own folder.",
+            where=name,
+            expected="a path below the manifest",
+            action="Do not use this manifest; make the dataset again.",
+        )
+    return base / relative
+
+
 def resolve(uri: str, *, base: Path) -> Path:
     """Local path of `uri`; a relative one is taken from `base` and may not climb out of it.
 
@@ -15,22 +35,14 @@ def resolve(uri: str, *, base: Path) -> Path:
         DataError: A relative URI leaves `base`.
         UsageError: A scheme other than `file`.
     """
+    if "://" not in uri:
+        return below(uri, base=base)
     parsed = urlparse(uri)
-    if parsed.scheme == "file":
-        return Path(unquote(parsed.path))
-    if parsed.scheme:
+    if parsed.scheme != "file":
         raise UsageError(
             "This address cannot be read here.", where=uri, expected="file:// or a relative path"
         )
-    relative = PurePosixPath(uri)
-    if relative.is_absolute() or ".." in relative.parts or "\x00" in uri:
-        raise DataError(
-            "A manifest names a file outside its own folder.",
-            where=uri,
-            expected="a path below the manifest",
-            action="Do not use this manifest; make the dataset again.",
-        )
-    return base / relative
+    return Path(unquote(parsed.path))
 
 
 def to_path(uri_or_path: str) -> Path:

@@ -13,9 +13,9 @@ from sssflow.bench.published import PublishedRow, is_plausible, published_rows
 from sssflow.bench.variants import find_variant, shipped_variants
 from sssflow.contracts.bench import RunKey
 from sssflow.contracts.dataset import DatasetManifest, Role
-from sssflow.errors import UsageError
+from sssflow.errors import DataError, UsageError
 from sssflow.ingest import relabel
-from sssflow.storage.contracts import load_contract
+from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.training.methods.registry import METHODS
 
 
@@ -105,6 +105,21 @@ def test_fewer_labels_keep_the_first_patients_of_the_order_and_hide_the_other_la
     again = load_contract(DatasetManifest, tmp_path / "two" / "manifest.json")
     assert again == manifest
     assert relabel.run(whole, 0.25, tmp_path / "quarter").labelled(Role.LABELLED)[0].case_id == "c"
+
+
+def test_a_dataset_that_names_a_file_elsewhere_puts_no_link_there(
+    whole: Path, tmp_path: Path
+) -> None:
+    manifest = load_contract(DatasetManifest, whole)
+    first = manifest.cases[0]
+    away = first.image.model_copy(update={"uri": "../elsewhere"})
+    cases = (first.model_copy(update={"image": away}), *manifest.cases[1:])
+    hostile = save_contract(
+        manifest.model_copy(update={"cases": cases}), tmp_path / "hostile" / "manifest.json"
+    )
+    with pytest.raises(DataError, match="outside"):
+        relabel.run(hostile, 2, tmp_path / "two")
+    assert not (tmp_path / "elsewhere").is_symlink()
 
 
 @pytest.mark.parametrize("labelled", [5, 0.01])

@@ -113,3 +113,19 @@ def test_a_manifest_that_climbs_out_of_its_folder_writes_nothing(tmp_path: Path)
     with pytest.raises(DataError, match="outside its own folder"):
         sync.run(str(source), target)
     assert not (tmp_path / "deep" / "escape").exists()
+
+
+def test_a_repository_that_names_a_file_elsewhere_writes_nothing_there(
+    source: Path, tmp_path: Path
+) -> None:
+    elsewhere, path = tmp_path / "elsewhere", source / REPOSITORY_FILE
+    content = b"encoder config.pbtxt"
+    described = load_contract(ModelRepository, path)
+    first = described.models[0]
+    ref = ObjectRef(uri=elsewhere.as_uri(), size_bytes=len(content), sha256=sha256_bytes(content))
+    models = (first.model_copy(update={"files": (ref,)}), *described.models[1:])
+    save_contract(described.model_copy(update={"models": models}), path)
+    elsewhere.write_bytes(b"a file of somebody else")
+    with pytest.raises(DataError, match="outside"):
+        sync.run(str(source), tmp_path / "models")
+    assert elsewhere.read_bytes() == b"a file of somebody else"

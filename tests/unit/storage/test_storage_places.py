@@ -100,6 +100,25 @@ def test_a_manifest_that_climbs_is_refused(place: Place, tmp_path: Path) -> None
         pull_tree(place, tmp_path / "target")
 
 
+def test_a_manifest_with_an_absolute_name_writes_nothing_outside(tmp_path: Path) -> None:
+    class Giving(FilePlace):
+        def get_file(self, ref: ObjectRef, target: Path) -> None:
+            target.write_bytes(b"taken over")
+
+    place, victim = Giving(tmp_path / "place"), tmp_path / "victim"
+    ref = ObjectRef(uri=victim.as_uri(), size_bytes=1, sha256=sha256_bytes(b"1"))
+    place.put_bytes(TREE_FILE, FileTree(files=(ref,)).to_json().encode())
+    with pytest.raises(DataError, match="outside"):
+        pull_tree(place, tmp_path / "target")
+    assert not victim.exists()
+
+
+def test_a_name_with_a_colon_is_a_name_and_no_address(place: Place, tmp_path: Path) -> None:
+    push_tree(folder_with(tmp_path / "source", **{"T1:axial__a:b": "1"}), place)
+    pull_tree(place, tmp_path / "target")
+    assert (tmp_path / "target" / "T1:axial" / "a:b").read_text() == "1"
+
+
 def test_of_a_tree_only_what_is_wanted_comes(place: Place, tmp_path: Path) -> None:
     push_tree(folder_with(tmp_path / "source", a="1", b__x="2", b__y="3"), place)
     pull_tree(place, tmp_path / "target", wanted=lambda name: name in {"a", "b/y"})
