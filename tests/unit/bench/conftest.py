@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from disc_scans import CLASS_NAMES, GRID, draw
 from sssflow.bench.config import BenchConfig
 from sssflow.bench.protocol import Protocol
-from sssflow.contracts.dataset import DatasetManifest, Grid, LabelledCase, Modality, Role
+from sssflow.contracts.dataset import DatasetManifest, LabelledCase, Modality, Role
 from sssflow.storage.contracts import save_contract
 from sssflow.volume.packed import write_packed
 
-SHAPE = (3, 40, 36)
-IDENTITY = tuple(tuple(float(i == j) for j in range(4)) for i in range(4))
-GRID = Grid(shape_shw=SHAPE, spacing_shw_mm=(1.0, 1.0, 1.0), affine_ras=IDENTITY)
 ROLES = {
     "a": Role.LABELLED,
     "b": Role.LABELLED,
@@ -27,20 +23,6 @@ ROLES = {
     "x": Role.VALIDATION,
 }
 ORDER = ("c", "a", "d", "b")
-
-
-def draw(seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """A disc (1) inside a ring (2), image and label (s,h,w)."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[: SHAPE[1], : SHAPE[2]]
-    label = np.zeros(SHAPE, np.uint8)
-    centre = rng.uniform(15, 21, 2)
-    for i in range(SHAPE[0]):
-        distance = np.hypot(rows - centre[0], columns - centre[1] - i)
-        label[i][distance < 9] = 2
-        label[i][distance < 5] = 1
-    image = np.array([0.1, 0.9, 0.5])[label] + rng.normal(0, 0.05, SHAPE)
-    return image.astype(np.float32), label
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = DatasetManifest(
         name="discs",
         source_layout="drawn",
-        class_names=("background", "disc", "ring"),
+        class_names=CLASS_NAMES,
         source_digest="0" * 64,
         split_rule="drawn",
         label_order=tuple(f"p{name}" for name in ORDER),

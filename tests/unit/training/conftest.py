@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from semisam_cases import LOOSE, by_grey
 
+from disc_scans import CLASS_NAMES, GRID, draw
 from sssflow.contracts.dataset import (
     DatasetManifest,
-    Grid,
     LabelledCase,
     Modality,
     Role,
@@ -31,9 +31,6 @@ from sssflow.training.methods.registry import METHODS
 from sssflow.training.outside import outside_of
 from sssflow.volume.packed import write_packed
 
-SHAPE = (3, 40, 36)
-IDENTITY = tuple(tuple(float(i == j) for j in range(4)) for i in range(4))
-GRID = Grid(shape_shw=SHAPE, spacing_shw_mm=(1.0, 1.0, 1.0), affine_ras=IDENTITY)
 ROLES = (
     ("a1", Role.LABELLED),
     ("a2", Role.LABELLED),
@@ -67,20 +64,6 @@ class TinyDataset:
     dataset: Path
     masks: Path
     truth: dict[str, NDArray[np.uint8]]
-
-
-def draw(seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """An image (s,h,w) and its label."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[: SHAPE[1], : SHAPE[2]]
-    label = np.zeros(SHAPE, np.uint8)
-    centre = rng.uniform(15, 21, 2)
-    for i in range(SHAPE[0]):
-        distance = np.hypot(rows - centre[0], columns - centre[1] - i)
-        label[i][distance < 9] = 2
-        label[i][distance < 5] = 1
-    image = np.array([0.1, 0.9, 0.5])[label] + rng.normal(0, 0.05, SHAPE)
-    return image.astype(np.float32), label
 
 
 def make_dataset(folder: Path) -> TinyDataset:
@@ -117,7 +100,7 @@ def make_dataset(folder: Path) -> TinyDataset:
     manifest = DatasetManifest(
         name="tiny",
         source_layout="drawn",
-        class_names=("background", "disc", "ring"),
+        class_names=CLASS_NAMES,
         source_digest="0" * 64,
         split_rule="fixed",
         cases=tuple(cases),
