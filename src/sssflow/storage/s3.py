@@ -8,6 +8,7 @@ from boto3's usual chain unless the settings name them. An ETag is never taken f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from sssflow.storage.atomic import write_atomically
 from sssflow.storage.digest import sha256_bytes, sha256_file
 from sssflow.storage.s3_calls import DIGEST_KEY, MIB, Clock, S3Address, S3Calls, S3Config
 from sssflow.storage.s3_errors import CutBodyError, is_absent
-from sssflow.storage.s3_upload import put_in_parts, sweep_uploads
+from sssflow.storage.s3_upload import UploadGoneError, put_in_parts, sweep_uploads
 
 _CHUNK_BYTES = 1 << 18
 _SMALL_BYTES = 64 * MIB
@@ -153,10 +154,7 @@ class S3Store:
         if ref.size_bytes <= self.config.part_mib * MIB:
             self._put_whole(address, path.read_bytes(), ref)
         else:
-            put_in_parts(self._calls, path, address, ref)
-            if not self._is_stored(address, ref):
-                put_in_parts(self._calls, path, address, ref, take_over=False)
-                self._require_stored(address, ref)
+            self._put_parts(path, address, ref)
         return ref
 
     def delete(self, address: S3Address) -> None:
@@ -259,6 +257,16 @@ class S3Store:
             address,
             "write",
         )
+        self._require_stored(address, ref)
+
+    def _put_parts(self, path: Path, address: S3Address, ref: ObjectRef) -> None:
+        """Send a large file; at first as a part of an upload that may be another process's."""
+        for take_over in (True, False):
+            # A living writer's upload may be taken over too: whoever is second finds it gone.
+            with contextlib.suppress(UploadGoneError):
+                put_in_parts(self._calls, path, address, ref, take_over=take_over)
+            if self._is_stored(address, ref):
+                return
         self._require_stored(address, ref)
 
     def _is_stored(self, address: S3Address, ref: ObjectRef) -> bool:

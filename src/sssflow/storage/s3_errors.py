@@ -118,7 +118,12 @@ def _explained_answer(error: Any, address: str, verb: str) -> SssflowError:
             action="Check the keys and the bucket's policy.",
         )
     if status == 404:
-        return DataError("The object does not exist.", where=address, found=code)
+        return DataError(
+            "The object does not exist.",
+            where=address,
+            found=code,
+            action="Check the address, or run the stage that writes it.",
+        )
     if status == 412:
         return DataError(
             "The object was replaced while it was read.",

@@ -13,9 +13,14 @@ from typing import Any
 
 from sssflow.contracts.base import ObjectRef
 from sssflow.storage.s3_calls import DIGEST_KEY, MIB, Clock, S3Address, S3Calls
-from sssflow.storage.s3_errors import is_absent
+from sssflow.storage.s3_errors import code_of, is_absent
 
 _MOST_PARTS = 10_000
+_GONE = "NoSuchUpload"
+
+
+class UploadGoneError(Exception):
+    """The upload is no longer under way: somebody else finished or aborted it."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,15 @@ def put_in_parts(
     key takes over those whose digest fits, and `sweep_uploads` removes what nobody takes over.
     An upload begun for other content carries that content's claimed digest, which cannot be read
     before its end: the caller must look at the result, and call again without `take_over`.
+
+    Raises:
+        UploadGoneError: Another process finished or aborted the upload that this call worked on.
     """
     clock = calls.clock()
     part_bytes = max(calls.config.part_mib * MIB, -(-ref.size_bytes // _MOST_PARTS))
     left = [u for u in _unfinished(calls, address) if u.key == address.key] if take_over else []
-    upload_id = max(left, key=lambda u: u.begun).upload_id if left else None
-    known = _parts(calls, address, upload_id) if upload_id else {}
-    if upload_id is None:
-        upload_id = _begin(calls, address, ref, clock)
+    begun = max(left, key=lambda u: u.begun).upload_id if left else None
+    upload_id = begun or _begin(calls, address, ref, clock)
 
     def send(number: int) -> dict[str, Any]:
         with path.open("rb") as file:
@@ -50,6 +56,7 @@ def put_in_parts(
         return _send(calls, address, upload_id, number, data, known.get(number), clock)
 
     try:
+        known = _parts(calls, address, upload_id) if begun else {}
         with ThreadPoolExecutor(calls.config.parallel) as pool:
             sent = list(pool.map(send, range(1, -(-ref.size_bytes // part_bytes) + 1)))
         calls.tried(
@@ -63,7 +70,9 @@ def put_in_parts(
             "finish",
             clock,
         )
-    except Exception:
+    except Exception as error:
+        if code_of(error.__cause__ or error) == _GONE:
+            raise UploadGoneError from None
         _abort(calls, address, upload_id)
         raise
 

@@ -260,6 +260,32 @@ def test_an_unfinished_upload_of_other_content_does_no_harm(
     assert store.head(at("stale")).sha256 == ref.sha256  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("ending", ["finished", "given up"])
+def test_two_writers_of_one_large_file_both_end_well(
+    server: Server, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    key = f"shared {ending}"
+    (tmp_path / "f").write_bytes(noise(11, 11 * MIB))
+    first, second = connect(server.url, part_mib=5, parallel=1), connect(server.url, part_mib=5)
+    upload, meddled = first._calls.client.upload_part, []
+
+    def meddle(**arguments: object) -> object:
+        if arguments["PartNumber"] == 2 and not meddled:
+            meddled.append(True)
+            if ending == "finished":
+                second.put_file(tmp_path / "f", at(key))
+            else:
+                second.sweep_uploads(at(key), older_than_s=0)
+        return upload(**arguments)
+
+    monkeypatch.setattr(first._calls.client, "upload_part", meddle)
+    ref = first.put_file(tmp_path / "f", at(key))
+    assert first.get_file(at(key), ref, tmp_path / "g").read_bytes() == noise(11, 11 * MIB)
+    assert "Uploads" not in raw_client(server.url).list_multipart_uploads(
+        Bucket="bucket", Prefix=key
+    )
+
+
 def _refusal(call: Callable[[], object]) -> SssflowError:
     with pytest.raises(SssflowError) as caught:
         call()
