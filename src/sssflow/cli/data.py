@@ -1,4 +1,4 @@
-"""`sssflow data`: check a folder of scans, pack it, push it to S3, draw phantoms."""
+"""`sssflow data`: check scans, pack them, push them to S3, sweep there, draw phantoms."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ Source = Annotated[
 Out = Annotated[
     Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
 ]
+
+StoreAddress = Annotated[str, typer.Argument(metavar="S3", help="s3://BUCKET/PREFIX.")]
 
 
 @app.command()
@@ -147,16 +149,13 @@ def push(
     source: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Scans, a bundle, or any other folder.")
     ],
-    address: Annotated[str, typer.Argument(metavar="S3", help="s3://BUCKET/PREFIX.")],
+    address: StoreAddress,
     dry_run: DryRunOption = False,
 ) -> None:
     """Copy FOLDER to S3, every file checked there, and publish it by a manifest of digests."""
     from sssflow.storage.places import carried_files, open_place, push_tree
 
-    if not address.startswith("s3://"):
-        raise UsageError(
-            "This is no address in an object store.", where=address, expected="s3://BUCKET/PREFIX"
-        )
+    _require_store(address)
     if not source.is_dir() or not carried_files(source):
         raise DataError(
             "There are no files to copy.",
@@ -181,6 +180,36 @@ def push(
     terminal.print(f"  {len(tree.files)} files, {size_mb:.1f} MB, digest {tree.digest}")
     then = quoted("sssflow", "pipeline", "submit", "--data", address)
     terminal.print(f"next: {then} --host HOST --image IMAGE", markup=False)
+
+
+@app.command()
+def sweep(
+    address: StoreAddress,
+    older_than_h: Annotated[
+        float,
+        typer.Option(
+            "--older-than-h", min=0, help="Hours; a younger upload may still be under way."
+        ),
+    ] = 24.0,
+) -> None:
+    """Abort unfinished uploads below S3: killed processes left them, and the store bills them."""
+    from sssflow.storage.s3 import S3Store
+    from sssflow.storage.s3_calls import S3Address
+
+    _require_store(address)
+    swept = S3Store().sweep_uploads(S3Address.parse(address), older_than_s=3600 * older_than_h)
+    uploads = "1 unfinished upload was" if swept == 1 else f"{swept} unfinished uploads were"
+    console().print(f"[bold]done[/bold]: {uploads} aborted")
+
+
+def _require_store(address: str) -> None:
+    if not address.startswith("s3://"):
+        raise UsageError(
+            "This is no address in an object store.",
+            where=address,
+            expected="s3://BUCKET/PREFIX",
+            action="Correct the address; a folder of this machine needs no such step.",
+        )
 
 
 def require_scans(source: Path, layout: str) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from sssflow.contracts.base import ObjectRef
 from sssflow.errors import DataError, UnavailableError
@@ -79,7 +79,13 @@ class S3Store:
         if head is None and address.bucket not in self._buckets:
             # The answer to HEAD has no body: it does not say whether the object or its bucket is
             # missing.
-            self._calls.tried(lambda: self._page(address, {"MaxKeys": 1}), address, "look at")
+            self._calls.tried(
+                lambda: self._calls.client.list_objects_v2(
+                    Bucket=address.bucket, Prefix=address.key, MaxKeys=1
+                ),
+                address,
+                "look at",
+            )
             self._buckets.add(address.bucket)
         return head
 
@@ -165,25 +171,16 @@ class S3Store:
             "delete",
         )
 
-    def list_keys(self, prefix: S3Address) -> list[str]:
-        """Keys that begin with the prefix, sorted. For sweeping only: readers use manifests."""
-        keys: list[str] = []
-        token: dict[str, Any] = {}
-        while True:
-            page = self._calls.tried(lambda: self._page(prefix, token), prefix, "list")  # noqa: B023
-            keys += [found["Key"] for found in page.get("Contents", ())]
-            if not page.get("IsTruncated"):
-                return sorted(keys)
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+    def sweep_uploads(self, folder: S3Address, *, older_than_s: float = 86_400.0) -> int:
+        """Abort unfinished uploads below `folder` that killed processes left; returns how many.
 
-    def sweep_uploads(self, prefix: S3Address, *, older_than_s: float = 86_400.0) -> int:
-        """Abort unfinished uploads below `prefix` that killed processes left; returns how many."""
-        return sweep_uploads(self._calls, prefix, older_than_s=older_than_s)
+        A younger one may belong to a living writer, which ends within `deadline_s`.
 
-    def _page(self, prefix: S3Address, arguments: dict[str, Any]) -> Any:
-        return self._calls.client.list_objects_v2(
-            Bucket=prefix.bucket, Prefix=prefix.key, **arguments
-        )
+        Raises:
+            UsageError: The bucket does not exist, or the credentials do not open it.
+            UnavailableError: The store failed or was too slow.
+        """
+        return sweep_uploads(self._calls, folder, older_than_s=older_than_s)
 
     def _fill(
         self, file: BinaryIO, address: S3Address, etag: str, ref: ObjectRef, clock: Clock

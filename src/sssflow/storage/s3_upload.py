@@ -77,12 +77,13 @@ def put_in_parts(
         raise
 
 
-def sweep_uploads(calls: S3Calls, prefix: S3Address, *, older_than_s: float) -> int:
-    """Abort unfinished uploads below `prefix` of at least that age; returns how many."""
+def sweep_uploads(calls: S3Calls, folder: S3Address, *, older_than_s: float) -> int:
+    """Abort unfinished uploads below `folder` of at least that age; returns how many."""
     now, swept = datetime.now(tz=UTC), 0
-    for upload in _unfinished(calls, prefix):
+    # All are listed before the first one goes: the pages of the list are told by their last entry.
+    for upload in list(_unfinished(calls, folder.child(""))):
         if now - upload.begun >= timedelta(seconds=older_than_s):
-            _abort(calls, S3Address(prefix.bucket, upload.key), upload.upload_id)
+            _abort(calls, S3Address(folder.bucket, upload.key), upload.upload_id)
             swept += 1
     return swept
 
@@ -150,14 +151,27 @@ def _parts(calls: S3Calls, address: S3Address, upload_id: str) -> dict[int, Any]
 
 
 def _unfinished(calls: S3Calls, prefix: S3Address) -> Iterator[_Unfinished]:
-    """Unfinished uploads below a prefix (at most 1000, the store's page)."""
-    page = calls.tried(
-        lambda: calls.client.list_multipart_uploads(Bucket=prefix.bucket, Prefix=prefix.key),
-        prefix,
-        "list the uploads of",
-    )
-    for found in page.get("Uploads", ()):
-        yield _Unfinished(found["Key"], found["UploadId"], found["Initiated"])
+    """Unfinished uploads of keys that begin with the prefix, page by page.
+
+    Pages are asked for by key alone, because versitygw refuses its own upload marker: of one key
+    with more uploads than a page holds (1000), the next call sees the rest.
+    """
+    after: dict[str, str] = {}
+    while True:
+        page = calls.tried(
+            lambda: calls.client.list_multipart_uploads(
+                Bucket=prefix.bucket,
+                Prefix=prefix.key,
+                **after,  # noqa: B023 - called before it changes
+            ),
+            prefix,
+            "list the uploads of",
+        )
+        for found in page.get("Uploads", ()):
+            yield _Unfinished(found["Key"], found["UploadId"], found["Initiated"])
+        if not page.get("IsTruncated"):
+            return
+        after = {"KeyMarker": page["NextKeyMarker"]}
 
 
 def _abort(calls: S3Calls, address: S3Address, upload_id: str) -> None:

@@ -1,4 +1,4 @@
-"""`sssflow data push`: a folder in S3, published by its manifest."""
+"""`sssflow data push` and `sweep`: a folder in S3, and what a killed upload left there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from s3_server import Server
+from s3_server import Server, raw_client
 from sssflow.cli.main import run
 from sssflow.storage.places import open_place, read_tree
 
@@ -52,3 +52,17 @@ def test_what_cannot_be_pushed_is_refused(scans: Path, tmp_path: Path, capsys) -
     assert run(["data", "push", str(tmp_path / "empty"), "s3://bucket/x"]) == 65
     assert run(["data", "push", str(tmp_path / "none"), "s3://bucket/x"]) == 65
     assert "unmounted disk" in capsys.readouterr().err
+
+
+def test_unfinished_uploads_are_swept_when_they_are_old_enough(
+    server: Server, s3_keys: None, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+    raw = raw_client(server.url)
+    raw.create_multipart_upload(Bucket="bucket", Key="swept/half")
+    assert run(["data", "sweep", "s3://bucket/swept"]) == 0
+    assert "0 unfinished uploads" in capsys.readouterr().out
+    assert run(["data", "sweep", "s3://bucket/swept/", "--older-than-h", "0"]) == 0
+    assert "1 unfinished upload was" in capsys.readouterr().out
+    assert "Uploads" not in raw.list_multipart_uploads(Bucket="bucket", Prefix="swept/")
+    assert run(["data", "sweep", "/folder"]) == 64
