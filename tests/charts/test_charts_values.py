@@ -44,7 +44,7 @@ TRITON: dict[str, tuple[Any, str]] = {
     "sync.resources.limits": ({"memory": "9Gi"}, ""),
     "models": (["sam2_predict"], ""),
     "readinessModel": ("sam2_encoder", ""),
-    "server.responseCacheMiB": (0, ""),
+    "server.responseCacheMiB": (64, ""),
     "server.exitTimeoutSeconds": (60, ""),
     "server.drainSeconds": (0, ""),
     "server.verbosity": (1, ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from sssflow.contracts.model_repository import REPOSITORY_FILE, ModelRepository
 from sssflow.errors import DataError, UsageError
 from sssflow.serving import repository
 from sssflow.serving.config import RepositoryConfig
+from sssflow.serving.local_triton import ServerState
 from sssflow.storage.contracts import load_contract
 from sssflow.storage.digest import verified_path
 
@@ -40,6 +42,23 @@ def test_the_configs_of_a_profile_are_the_golden_ones(
     for name in MODELS:
         found = (tmp_path / name / "config.pbtxt").read_text("utf-8")
         assert found == (GOLDEN / profile / f"{name}.pbtxt").read_text("utf-8"), name
+
+
+def test_the_server_runs_every_warm_up_before_a_model_is_ready(
+    own_server: Callable[..., ServerState], tmp_path: Path
+) -> None:
+    own_server(extra=("--log-verbose=1",))
+    log = (tmp_path / "state" / "server.log").read_text("utf-8")
+    assert set(re.findall(r"running warmup sample '(\w+)'", log)) == {"slices_1", "slices_8"}
+    assert "Skipping" not in log
+
+
+def test_tensorrt_gets_the_graphs_alone_whose_shapes_its_warm_ups_bound() -> None:
+    profile = GOLDEN / "gpu-tensorrt"
+    found = {p.stem for p in profile.iterdir() if '"tensorrt"' in p.read_text("utf-8")}
+    assert found == {"sam2_encoder", "segmenter_net"}
+    encoder = (profile / "sam2_encoder.pbtxt").read_text("utf-8")
+    assert re.findall(r"batch_size: (\d+)", encoder) == ["8", "1", "8"]
 
 
 def test_the_repository_names_every_file_with_its_digest(served: Path) -> None:

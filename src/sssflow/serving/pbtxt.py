@@ -19,11 +19,14 @@ WIRE_TYPES = {"float32": "FP32", "int32": "INT32", "int64": "INT64", "uint8": "U
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Zeros of these shapes (without the batch, where there is one) before a model is ready."""
+    """Zeros of these shapes (without the batch, where there is one) before a model is ready.
+
+    A model without a batch axis has `batch` 1 as well: Triton leaves out a warm-up of batch 0.
+    """
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
-    batch: int = 0
+    batch: int = 1
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,9 @@ def _sam2_models(config: RepositoryConfig, path: Path, size_px: int | None) -> l
             verified_path(graph.file, base=path.parent),
             graph.inputs,
             graph.outputs,
-            warm_ups=_warm_ups(graph, size),
+            warm_ups=_warm_ups(config, graph, size),
             max_batch=config.encoder_batch if name == "encoder" else 0,
+            bounded=name == "encoder",
         )
         for name, graph in graphs.items()
     ]
@@ -155,6 +156,7 @@ def _segmenter_models(config: RepositoryConfig, path: Path) -> list[_Planned]:
             found=bundle.inputs[0].shape,
         )
     rows, cols = bundle.preprocessing.size_hw
+    image = bundle.inputs[0].name
     net = _graph_model(
         config,
         "segmenter_net",
@@ -162,7 +164,11 @@ def _segmenter_models(config: RepositoryConfig, path: Path) -> list[_Planned]:
         verified_path(bundle.onnx, base=path.parent),
         bundle.inputs,
         bundle.outputs,
-        warm_ups=(WarmUp("one_slice", {bundle.inputs[0].name: (1, 1, rows, cols)}),),
+        warm_ups=tuple(
+            WarmUp(f"slices_{count}", {image: (count, 1, rows, cols)})
+            for count in sorted({1, config.segmenter_batch})
+        ),
+        bounded=True,
     )
     classes = len(bundle.class_names)
     model = ModelConfig(
@@ -192,11 +198,21 @@ def _graph_model(
     *,
     warm_ups: Sequence[WarmUp],
     max_batch: int = 0,
+    bounded: bool = False,
 ) -> _Planned:
-    """One ONNX graph in the form of the profile."""
+    """One ONNX graph in the form of the profile.
+
+    TensorRT builds an engine again, for minutes, when a shape leaves the ranges that it has seen.
+    It gets the `bounded` graphs only, whose warm-ups show it both ends of their free axis; prompts
+    and memories vary in too many ways, and stay with CUDA.
+    """
     in_python, gpu = config.profile == "cpu", config.profile.startswith("gpu")
     threads = str(config.threads)
     parameters = {"threads": threads} if in_python else {"intra_op_thread_count": threads}
+    if gpu:
+        # 1: by heuristics. The default tries every algorithm out for each new shape.
+        parameters["cudnn_conv_algo_search"] = "1"
+    tensorrt = config.profile == "gpu-tensorrt" and bounded
     model = ModelConfig(
         name=name,
         backend="python" if in_python else "onnxruntime",
@@ -205,9 +221,9 @@ def _graph_model(
         outputs=outputs,
         max_batch=max_batch,
         gpu=gpu,
-        tensorrt_cache=config.engine_cache if config.profile == "gpu-tensorrt" else None,
+        tensorrt_cache=config.engine_cache if tensorrt else None,
         batch_delay_us=config.batch_delay_us if gpu and max_batch else None,
-        parameters={} if gpu else parameters,
+        parameters=parameters,
         warm_ups=warm_ups,
     )
     files = {"model.onnx": graph}
@@ -216,10 +232,13 @@ def _graph_model(
     )
 
 
-def _warm_ups(graph: Sam2Graph, size: int) -> tuple[WarmUp, ...]:
+def _warm_ups(config: RepositoryConfig, graph: Sam2Graph, size: int) -> tuple[WarmUp, ...]:
     """One object with a box, and eight: zeros are a valid request of every graph."""
     if graph.graph == "encoder":
-        return (WarmUp("one_image", {"image": (3, size, size)}, batch=1),)
+        # A CPU batches nothing, and would take seconds for the larger one.
+        batches = {1, config.encoder_batch} if config.profile.startswith("gpu") else {1}
+        image = {"image": (3, size, size)}
+        return tuple(WarmUp(f"images_{n}", image, batch=n) for n in sorted(batches))
     found = []
     for objects in (1, 8) if graph.graph == "decoder" else (1,):
         free = {"L": objects, "N": 3, "B": 1, "T": 2, "P": 2}
