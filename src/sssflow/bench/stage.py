@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import sssflow
 from sssflow.bench.config import BenchConfig
@@ -17,6 +18,7 @@ from sssflow.bench.published import published_rows
 from sssflow.bench.run import RESULT_FILE, finished
 from sssflow.bench.scores import group_rows, read_scores
 from sssflow.bench.table import markdown, table_csv
+from sssflow.contracts.base import Contract
 from sssflow.contracts.bench import BenchRecord, RunFailure, RunKey, RunResult
 from sssflow.contracts.dataset import DatasetManifest
 from sssflow.errors import (
@@ -41,11 +43,22 @@ RECORD_FILE = "bench.json"
 TABLE_FILE = "table.md"
 CSV_FILE = "table.csv"
 RUNS = "runs"
+_ORIGIN_FILE = "origin.json"
 _SEED_WORDS = {
     "folder": "Scores of a case are averaged over the seeds first.",
     "phantoms": "Every seed has patients of its own; all of them are drawn from.",
 }
 _KINDS: tuple[type[SssflowError], ...] = (InternalError, DataError, UsageError, UnavailableError)
+
+
+class _Origin(Contract):
+    """What the dataset with all labels was packed from, and by which settings."""
+
+    schema_name: ClassVar[str] = "sssflow.bench-origin"
+
+    source: str
+    packing: str
+    phantoms: str
 
 
 @dataclass(frozen=True)
@@ -135,13 +148,37 @@ def _whole(protocol: Protocol, config: BenchConfig, inputs: Inputs, key: RunKey,
             expected="--source FOLDER of scans, or --dataset MANIFEST of a packed dataset",
             found="neither",
         )
+    split = settings.ingest.split.model_copy(update={"labelled": "all", "labelled_slices": None})
+    packing = settings.ingest.model_copy(update={"split": split})
+    drawn = settings.phantoms.digest() if settings.phantoms is not None else "none"
+    origin = _Origin(source=str(source.absolute()), packing=packing.digest(), phantoms=drawn)
     if manifest.exists():
+        _require_same_origin(origin, out)
         return manifest
     if protocol.source == "phantoms":
         phantoms.run(settings.require_phantoms(), source)
-    split = settings.ingest.split.model_copy(update={"labelled": "all", "labelled_slices": None})
-    ingest.run(settings.ingest.model_copy(update={"split": split}), source, out / "dataset")
+    save_contract(origin, out / _ORIGIN_FILE)
+    ingest.run(packing, source, out / "dataset")
     return manifest
+
+
+def _require_same_origin(wanted: _Origin, out: Path) -> None:
+    """Refuse a dataset that lies here from other scans, or packed in another way."""
+    if not (out / _ORIGIN_FILE).exists():  # packed by a version that kept no note of it
+        return
+    found = load_contract(_Origin, out / _ORIGIN_FILE)
+    if found == wanted:
+        return
+    moved = found.source != wanted.source
+    raise UsageError(
+        "The benchmark's folder holds data from another source."
+        if moved
+        else "The benchmark's folder holds data that other settings packed.",
+        where=out,
+        expected=found.source if moved else "the same keys below ingest and phantoms as before",
+        found=wanted.source if moved else "others",
+        action="Choose another output folder, or remove this one to pack the data again.",
+    )
 
 
 def _order(

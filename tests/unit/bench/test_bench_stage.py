@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shutil
 import signal
 import threading
 import time
@@ -98,6 +99,32 @@ def test_the_data_come_from_one_place(
 ) -> None:
     with pytest.raises(UsageError, match="no scans"):
         stage.run(tiny_protocol, tiny_bench, stage.Inputs(), tmp_path)
+
+
+def test_data_of_another_folder_or_packed_otherwise_are_not_taken_for_these(
+    tiny_protocol: Protocol,
+    tiny_bench: BenchConfig,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed: list[Path] = []
+
+    def pack(config: object, source: Path, out: Path) -> None:
+        packed.append(source)
+        shutil.copytree(whole.parent, out)
+
+    monkeypatch.setattr(stage.ingest, "run", pack)
+    monkeypatch.setattr(stage.Pool, "run", lambda *_: None)
+    first = stage.Inputs(source=tmp_path / "first")
+    for _ in range(2):
+        stage.run(tiny_protocol, tiny_bench, first, tmp_path / "out")
+    assert packed == [tmp_path / "first"]
+    with pytest.raises(UsageError, match="another source"):
+        stage.run(tiny_protocol, tiny_bench, stage.Inputs(tmp_path / "second"), tmp_path / "out")
+    other = tiny_bench.model_copy(update={"settings": ("ingest.name=other",)})
+    with pytest.raises(UsageError, match="other settings"):
+        stage.run(tiny_protocol, other, first, tmp_path / "out")
 
 
 def test_settings_that_do_not_fit_are_refused_before_any_run(
