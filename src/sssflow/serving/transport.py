@@ -6,6 +6,7 @@ import http.client
 import json
 import time
 from collections.abc import Mapping, Sequence
+from email.message import Message
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ _CHANNEL = [
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.lb_policy_name", "round_robin"),
+    # A lost connection makes it ask for the addresses again; by default not within 30 s.
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
     ("grpc.enable_retries", 0),
 ]
 _HTTP_CODES = {
@@ -40,7 +43,9 @@ _HTTP_CODES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-_UNKNOWN_MODEL = "unknown model"
+# A server that ends takes its models away, the inner ones of a request under way too. Another
+# server, or the next, has them.
+_ENDING = ("has no available versions", "server not ready", "server is stopping")
 
 
 class GrpcTransport:
@@ -76,7 +81,7 @@ class GrpcTransport:
             request_id=request_id,
             client_timeout=deadline_s,
         )
-        return {name: answer.as_numpy(name) for name in outputs}
+        return {name: _output(answer, name) for name in outputs}
 
     def ready(self, model: str, deadline_s: float) -> bool:
         """See `Transport.ready`; an empty name asks for the server."""
@@ -101,10 +106,7 @@ class GrpcTransport:
         except InferenceServerException as error:
             message = str(error.message())
             code = str(error.status() or "UNKNOWN").removeprefix("StatusCode.")
-            # A server that shuts down or has lost a model says the same as one that is away.
-            if _UNKNOWN_MODEL in message.lower():
-                code = "NOT_FOUND"
-            raise TransportError(code, message) from None
+            raise TransportError(_meant(code, message), message) from None
 
 
 class HttpTransport:
@@ -135,10 +137,14 @@ class HttpTransport:
         headers = {} if header_length is None else {_LENGTH: str(header_length)}
         data, given = self._post(f"/v2/models/{model}/infer", body, headers, deadline_s)
         length = given.get(_LENGTH)
-        answer = kind.parse_response_body(
-            data, header_length=None if length is None else int(length)
-        )
-        return {name: np.array(answer.as_numpy(name)) for name in outputs}
+        try:
+            answer = kind.parse_response_body(
+                data, header_length=None if length is None else int(length)
+            )
+            return {name: np.array(_output(answer, name)) for name in outputs}
+        # The library has no error of its own for a body that is no answer, as a login page is.
+        except Exception as error:
+            raise TransportError("INTERNAL", f"the answer cannot be read: {error}") from None
 
     def ready(self, model: str, deadline_s: float) -> bool:
         """See `Transport.ready`."""
@@ -161,12 +167,13 @@ class HttpTransport:
 
     def _post(
         self, path: str, body: bytes, headers: Mapping[str, str], deadline_s: float
-    ) -> tuple[bytes, Mapping[str, str]]:
+    ) -> tuple[bytes, Message]:
         return self._ask("POST", path, body, headers, deadline_s)
 
     def _ask(
         self, method: str, path: str, body: bytes, headers: Mapping[str, str], deadline_s: float
-    ) -> tuple[bytes, Mapping[str, str]]:
+    ) -> tuple[bytes, Message]:
+        """Body and headers of an answer; the headers' names are found in any case."""
         link = http.client.HTTPConnection(self._host, self._port, timeout=deadline_s)
         try:
             link.request(method, path, body=body, headers=dict(headers))
@@ -181,8 +188,8 @@ class HttpTransport:
         if answer.status != http.client.OK:
             message = _said(data)
             code = _HTTP_CODES.get(answer.status, "INTERNAL")
-            raise TransportError("NOT_FOUND" if _UNKNOWN_MODEL in message else code, message)
-        return data, dict(answer.headers)
+            raise TransportError(_meant(code, message), message)
+        return data, answer.headers
 
 
 def _read(answer: http.client.HTTPResponse, link: http.client.HTTPConnection, end: float) -> bytes:
@@ -199,6 +206,22 @@ def _read(answer: http.client.HTTPResponse, link: http.client.HTTPConnection, en
 
 
 _LENGTH = "Inference-Header-Content-Length"
+
+
+def _output(answer: Any, name: str) -> NDArray[Any]:
+    """One tensor of an answer."""
+    found: NDArray[Any] | None = answer.as_numpy(name)
+    if found is None:
+        raise TransportError("INTERNAL", f"the answer lacks the output {name}")
+    return found
+
+
+def _meant(code: str, message: str) -> str:
+    """The code that fits what the server says; its own is the same for different reasons."""
+    said = message.lower()
+    if any(words in said for words in _ENDING):
+        return "UNAVAILABLE"
+    return "NOT_FOUND" if "unknown model" in said else code
 
 
 def _said(data: bytes) -> str:

@@ -1,0 +1,67 @@
+"""The HTTP transport behind proxies, which rewrite what surrounds an answer."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from sssflow.errors import InternalError
+from sssflow.serving.client import TritonClient
+from sssflow.serving.config import ClientConfig
+from sssflow.serving.transport import HttpTransport
+
+VALUES = np.array([0.5, -2.0], np.float32)
+
+
+class _Proxied(http.server.BaseHTTPRequestHandler):
+    """One answer of Triton with the lower-case names that Envoy and HTTP/2 proxies give headers."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        if "/login/" in self.path:
+            self._send(b"<html>Please log in</html>", {})
+            return
+        about = {"name": "y", "datatype": "FP32", "shape": [2]}
+        about["parameters"] = {"binary_data_size": VALUES.nbytes}
+        head = json.dumps({"model_name": "m", "outputs": [about]}).encode()
+        self._send(head + VALUES.tobytes(), {"inference-header-content-length": str(len(head))})
+
+    def _send(self, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(200)
+        for name, value in {**headers, "content-length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the test's output clean."""
+
+
+@pytest.fixture
+def proxy() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Proxied) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_an_answer_whose_header_names_a_proxy_wrote_in_lower_case_is_read(proxy: str) -> None:
+    transport = HttpTransport(proxy, {})
+    found = transport.infer("m", {"x": np.zeros(1, np.float32)}, ["y"], "1", 10.0)
+    np.testing.assert_array_equal(found["y"], VALUES)
+
+
+@pytest.mark.parametrize(("model", "output"), [("login", "y"), ("m", "z")])
+def test_an_answer_that_is_none_or_lacks_an_output_is_an_error_that_says_so(
+    proxy: str, model: str, output: str
+) -> None:
+    with (
+        TritonClient(ClientConfig(url=f"http://{proxy}", patience_s=0)) as client,
+        pytest.raises(InternalError, match=r"cannot be read|lacks the output"),
+    ):
+        client.infer(model, {"x": np.zeros(1, np.float32)}, [output])
