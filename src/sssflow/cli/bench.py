@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 
 from sssflow.cli.progress import working
 from sssflow.cli.session import (
@@ -191,13 +190,21 @@ def _words(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _values(text: str, option: str) -> list[Any]:
+def _values(text: str, option: str) -> list[int | float]:
     """Numbers between commas.
 
     Raises:
         UsageError: Something between the commas is no number.
     """
-    values = [yaml.safe_load(part) for part in _words(text)]
-    if not all(isinstance(value, int | float) for value in values):
-        raise UsageError(f"{option} needs numbers between commas.", found=text)
+    values: list[int | float] = []
+    for part in _words(text):
+        try:
+            values.append(int(part) if part.lstrip("+-").isdigit() else float(part))
+        except ValueError:
+            raise UsageError(
+                f"{option} needs numbers between commas.",
+                expected="for example 3,7",
+                found=text,
+                action="Write the numbers without brackets.",
+            ) from None
     return values

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sssflow.cli.bench import collecting
+from sssflow.cli.main import run
 from sssflow.errors import InterruptedRun, UsageError
 
 
@@ -37,3 +38,20 @@ def test_nothing_is_packed_without_being_asked(tmp_path: Path) -> None:
     with collecting(tmp_path, None):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--labelled", "--seeds"])
+@pytest.mark.parametrize("text", ["[3,7]", "3;7", "yes", "{"])
+def test_what_is_no_list_of_numbers_is_a_usage_error(
+    option: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["bench", "OUT", option, text, "--dry-run"]) == 64
+    assert f"{option} needs numbers" in capsys.readouterr().err
+
+
+def test_numbers_between_commas_name_the_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--labelled", "2, 4", "--seeds", "5", "--methods", "mean_teacher", "--dry-run"]
+    assert run(["bench", "OUT", *words]) == 0
+    told = capsys.readouterr().out
+    assert "mean_teacher, default, 2 labelled, seeds 5" in told
+    assert "mean_teacher, default, 4 labelled, seeds 5" in told
