@@ -38,8 +38,6 @@ class Sss(Method):
 
     name = "sss"
     dimensions = frozenset({2})
-    dimensions = frozenset({2})
-    dimensions = frozenset({2})
 
     def __init__(self, student: SegmentationNet, config: TrainConfig) -> None:
         super().__init__(student, config)
