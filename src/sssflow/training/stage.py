@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from sssflow.networks.trained import MODEL_FILE, LoadedModel, Provenance, load_m
 from sssflow.sam.promptable import Generalist
 from sssflow.storage.atomic import disk_errors, sweep_leftovers
 from sssflow.storage.contracts import load_contract, save_contract
-from sssflow.storage.digest import reference
+from sssflow.storage.digest import reference, verified_path
 from sssflow.training.checkpoint import (
     CheckpointManifest,
     State,
@@ -114,9 +114,10 @@ def run(
     with _only_run_in(out) if world.is_first else nullcontext():
         if not resume and world.is_first:
             _clear(out)
-        (is_finished,) = world.any(world.is_first and (out / RUN_FILE).exists())
+        finished = _finished(out, config, inputs) if world.is_first else None
+        (is_finished,) = world.any(finished is not None)
         if is_finished:
-            return _told(world, lambda: _finished(out / RUN_FILE, config, inputs))
+            return _told(world, finished)
         with threads(config.threads, world):
             prepared = prepare(
                 config,
@@ -139,13 +140,13 @@ def _train(
     standing = begin(prepared, _newest(prepared, out) if world.is_first else None)
     tracker = None
     if world.is_first:
-        tracker = Tracker(out / "tensorboard", from_step=standing.step)
+        tracker = Tracker(out / "tensorboard", done_steps=standing.step)
     try:
         train(prepared, standing, tracker, progress)
     finally:
         if tracker is not None:
             tracker.close()
-    return _told(world, lambda: _publish(prepared, standing, manifest, out))
+    return _told(world, _publish(prepared, standing, manifest, out) if world.is_first else None)
 
 
 def _newest(prepared: Run, out: Path) -> tuple[CheckpointManifest, State] | None:
@@ -160,11 +161,9 @@ def _newest(prepared: Run, out: Path) -> tuple[CheckpointManifest, State] | None
     return found
 
 
-def _told(world: World, make: Callable[[], RunRecord]) -> RunRecord:
-    """The record that the first process makes, in every process."""
-    if world.size == 1:
-        return make()
-    told = world.share({"record": make().to_json()} if world.is_first else None)
+def _told(world: World, record: RunRecord | None) -> RunRecord:
+    """The record that the first process has, in every process; others pass None."""
+    told = world.share(None if record is None else {"record": record.to_json()})
     return RunRecord.from_json(told["record"])
 
 
@@ -262,8 +261,14 @@ def _selection(config: TrainConfig, chosen: bool) -> str:
     return "last step (the dataset has no validation case)"
 
 
-def _finished(path: Path, config: TrainConfig, inputs: dict[str, Sha256]) -> RunRecord:
-    """The record of a finished run, if it is the one that is asked for."""
+def _finished(out: Path, config: TrainConfig, inputs: dict[str, Sha256]) -> RunRecord | None:
+    """The record of a finished run, if it is the one that is asked for and its model is whole.
+
+    Without its model the record goes too: the newest checkpoint gives both again.
+    """
+    path = out / RUN_FILE
+    if not path.exists():
+        return None
     record = load_contract(RunRecord, path)
     as_checkpoint = CheckpointManifest(
         step=record.steps, method=record.method, config=record.config, inputs=record.inputs,
@@ -272,7 +277,13 @@ def _finished(path: Path, config: TrainConfig, inputs: dict[str, Sha256]) -> Run
     require_same_run(
         as_checkpoint, config=config.model_dump(mode="json"), inputs=inputs, where=path
     )
-    _LOG.info("%s is finished; nothing to do", path.parent)
+    try:
+        load_model(verified_path(record.model, base=out))
+    except DataError as error:
+        _LOG.warning("The model of the finished run is damaged, and made again.\n%s", error)
+        path.unlink()
+        return None
+    _LOG.info("%s is finished; nothing to do", out)
     return record
 
 

@@ -14,10 +14,10 @@ _SHOWN = 6
 
 
 class Tracker:
-    """Writes under `folder`; entries of steps at or after `from_step` from a killed run go."""
+    """Writes under `folder`; what an earlier session told of steps after `done_steps` goes."""
 
-    def __init__(self, folder: Path, *, from_step: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=from_step or None, flush_secs=30)
+    def __init__(self, folder: Path, *, done_steps: int) -> None:
+        self._writer = SummaryWriter(str(folder), purge_step=done_steps + 1, flush_secs=30)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point per name."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sssflow.contracts.run import RunRecord
 from sssflow.errors import DataError, InterruptedRun, UnavailableError, UsageError
@@ -93,6 +95,50 @@ def test_a_finished_run_is_not_run_again(tiny, tiny_config, tmp_path):
     steps = []
     assert stage.run(tiny_config(), tiny.dataset, tmp_path, progress=steps.append) == first
     assert steps == []
+
+
+@pytest.mark.parametrize("gone", ["model", "model/model.json", "model/weights.safetensors"])
+def test_a_finished_run_whose_model_is_gone_makes_it_again_from_its_checkpoint(
+    gone, tiny, tiny_config, tmp_path, caplog
+):
+    first = stage.run(tiny_config(), tiny.dataset, tmp_path)
+    before = weights_digest(tmp_path)
+    path, steps = tmp_path / gone, []
+    shutil.rmtree(path) if path.is_dir() else path.write_bytes(b"damaged")
+    with caplog.at_level(logging.WARNING):
+        again = stage.run(tiny_config(), tiny.dataset, tmp_path, progress=steps.append)
+    assert "made again" in caplog.text
+    assert weights_digest(tmp_path) == before
+    assert (again.history, again.best_step) == (first.history, first.best_step)
+    assert steps == []
+
+
+def curve(out: Path, name: str) -> list[int]:
+    """Steps at which TensorBoard shows a value."""
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    return [event.step for event in events.Scalars(name)]
+
+
+def test_curves_of_a_resumed_run_have_every_point_once(tiny, tiny_config, tmp_path):
+    with pytest.raises(InterruptedRun):
+        stage.run(tiny_config(), tiny.dataset, tmp_path, progress=stop_after(3))
+    stage.run(tiny_config(), tiny.dataset, tmp_path)
+    assert curve(tmp_path, "validation/dice") == [3, 6]
+
+
+def test_curves_of_a_run_that_died_before_its_first_checkpoint_do_not_stay(
+    tiny, tiny_config, tmp_path
+):
+    def die(progress: Progress) -> None:
+        if progress.step == 4:
+            raise KeyError("killed")
+
+    with pytest.raises(KeyError):
+        stage.run(tiny_config(), tiny.dataset, tmp_path, progress=die)
+    assert curve(tmp_path, "validation/dice") == [3]
+    stage.run(tiny_config(), tiny.dataset, tmp_path)
+    assert curve(tmp_path, "validation/dice") == [3, 6]
 
 
 def test_a_finished_run_refuses_other_settings_by_name(tiny, tiny_config, tmp_path):
