@@ -216,6 +216,21 @@ def test_the_pseudo_label_half_of_bcp_counts_alpha(tiny, tiny_config):
     assert 2 * found[0]["unlabelled"] == pytest.approx(found[1]["unlabelled"])
 
 
+def test_the_pseudo_labels_of_bcp_do_not_follow_the_statistics_of_pasted_images(tiny, tiny_config):
+    run = prepared(tiny_config(method="bcp", bcp={"pretrain_share": 0.0}), tiny)
+    plain, shifted = [], []
+    for found, shift in ((plain, 0.0), (shifted, 10.0)):
+        for name, buffer in run.method.teacher.named_buffers():
+            if name.endswith("running_mean"):
+                buffer += shift
+        torch.manual_seed(0)
+        step = run.method.step(batch_of_first_step(run), 0, Generator().manual_seed(0))
+        found += [float(step.terms["unlabelled"].detach()), float(step.facts["foreground_share"])]
+    assert plain == shifted
+    assert plain[1] > 0
+    assert not run.method.teacher.training
+
+
 def test_bcp_refuses_batches_that_have_no_equal_halves(tiny, tiny_config):
     for labelled, unlabelled in ((3, 3), (2, 4)):
         config = tiny_config(method="bcp", batch_labelled=labelled, batch_unlabelled=unlabelled)

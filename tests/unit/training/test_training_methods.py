@@ -17,6 +17,7 @@ from sssflow.training.data import UnlabelledBatch
 from sssflow.training.loop import batch_of
 from sssflow.training.methods.registry import METHODS
 from sssflow.training.methods.streams import (
+    batch_statistics,
     complementary_dropout,
     join_levels,
     make_strong,
@@ -143,6 +144,20 @@ def test_perturbed_slices_do_not_move_the_running_statistics():
     assert abs(float(inside.detach().mean())) < 1e-5
     net(x)
     assert float(net[0].running_mean) == pytest.approx(0.1 * float(x.mean()), rel=1e-4)
+
+
+def test_a_teacher_can_normalise_by_the_batch_without_dropout_and_without_a_trace():
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Dropout(0.5)).eval()
+    net[0].running_mean.fill_(100.0)
+    x = torch.randn(4, 1, 3, 3, generator=Generator().manual_seed(0)) * 3 + 5
+    with torch.no_grad(), batch_statistics(net):
+        inside = net(x)
+    assert float(inside.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(inside.std(correction=0)) == pytest.approx(1.0, abs=1e-4)
+    assert bool((inside != 0).all())
+    assert not any(module.training for module in net.modules())
+    assert float(net[0].running_mean) == 100.0
+    assert net[0].momentum == 0.1
 
 
 def test_splitting_and_joining_levels_are_inverse():

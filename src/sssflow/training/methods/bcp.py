@@ -16,7 +16,7 @@ from sssflow.training.data import Batch
 from sssflow.training.ema import make_teacher
 from sssflow.training.losses import IGNORED, supervised_loss
 from sssflow.training.methods.base import LossTerms, Method, labelled_view
-from sssflow.training.methods.streams import unlabelled_of, weak_view
+from sssflow.training.methods.streams import batch_statistics, unlabelled_of, weak_view
 
 
 class Bcp(Method):
@@ -27,6 +27,11 @@ class Bcp(Method):
     own pixels, times alpha = 0.5 where the label is the teacher's. The first
     `pretrain_share` of the steps pastes l_a and l_b into each other. The published code stops
     there, keeps the best network on validation and starts again with it; here the run goes on.
+
+    The teacher labels plain images, but its running statistics are averages over pasted ones, by
+    which it misses foreground. So it normalises by the batch, as the published one, which stays in
+    training mode; that one's dropout is left out. Each step reads half as many labelled pixels as
+    the other methods' with the same batch: only pasted images are seen.
     """
 
     name = "bcp"
@@ -60,7 +65,7 @@ class Bcp(Method):
 
         weak = weak_view(unlabelled_of(batch), augmentation.weak, generator)
         u_a, u_b = weak.image_bchw.chunk(2)
-        with torch.no_grad():
+        with torch.no_grad(), batch_statistics(self.ema):
             pseudo = self.ema(weak.image_bchw).argmax(1)
         if self.config.bcp.keep_largest:
             pseudo = largest_pieces(pseudo)

@@ -137,8 +137,7 @@ def statistics_kept(net: nn.Module) -> Iterator[None]:
     Perturbed slices (dropped channels, DFE, noise, CutMix) have other statistics than the plain
     ones met at prediction; averaged into the running statistics they spoil teacher and student.
     """
-    kinds = nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-    norms = [m for m in net.modules() if isinstance(m, kinds)]
+    norms = batch_norms(net)
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
@@ -147,6 +146,31 @@ def statistics_kept(net: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
+
+
+@contextmanager
+def batch_statistics(net: nn.Module) -> Iterator[None]:
+    """Batch norm of a network in evaluation mode uses the batch's own statistics inside.
+
+    Its running statistics stay as they are and everything else, dropout above all, stays off. For
+    a teacher whose running statistics come from other images than those that it labels.
+    """
+    norms = batch_norms(net)
+    before = [norm.training for norm in norms]
+    with statistics_kept(net):
+        for norm in norms:
+            norm.train()
+        try:
+            yield
+        finally:
+            for norm, training in zip(norms, before, strict=True):
+                norm.train(training)
+
+
+def batch_norms(net: nn.Module) -> list[nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm]:
+    """Its layers with running statistics."""
+    kinds = nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+    return [module for module in net.modules() if isinstance(module, kinds)]
 
 
 def split_levels(features: Sequence[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:
