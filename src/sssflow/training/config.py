@@ -190,7 +190,10 @@ class TrainConfig(Config):
         description="Processes that share every batch, one per GPU (`sssflow train --gpus`).",
     )
     memory_gib: float = Field(
-        8.0, gt=0, description="Largest size of one stream held in memory; beyond it: refused."
+        8.0,
+        gt=0,
+        description="Largest size of one stream, or of all validation volumes, held in memory; "
+        "beyond it: refused.",
     )
 
     @model_validator(mode="after")

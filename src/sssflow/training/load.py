@@ -65,4 +65,5 @@ def load_streams(
             unlabelled = load_unlabelled_volumes(
                 manifest, base, size, size.patch, memory_gib=limit
             ).to(device)
-    return TrainingData(labelled, unlabelled, load_validation(manifest, base, size))
+    validation = load_validation(manifest, base, size, memory_gib=limit)
+    return TrainingData(labelled, unlabelled, validation)

@@ -20,6 +20,7 @@ from sssflow.training.data import (
     load_validation,
 )
 from sssflow.training.validate import dice_by_class
+from sssflow.volume.packed import write_packed
 
 SMALL = Preprocessing(size_hw=(32, 32))
 
@@ -57,7 +58,7 @@ def test_streams_hold_only_their_own_role(tiny):
     manifest, base = manifest_and_base(tiny)
     labelled = load_labelled(manifest, base, SMALL, memory_gib=1)
     unlabelled = load_unlabelled(manifest, base, SMALL, memory_gib=1)
-    validation = load_validation(manifest, base, SMALL)
+    validation = load_validation(manifest, base, SMALL, memory_gib=1)
     assert set(labelled.case_ids) == {"a1", "a2"}
     assert set(unlabelled.case_ids) == {"b1", "b2", "b3"}
     assert [case.case_id for case in validation] == ["c1"]
@@ -86,6 +87,18 @@ def test_more_slices_than_memory_may_hold_are_refused_before_they_are_read(tiny)
     manifest, base = manifest_and_base(tiny)
     with pytest.raises(UsageError, match="memory_gib"):
         load_labelled(manifest, base, SMALL, memory_gib=1e-6)
+    with pytest.raises(UsageError, match=r"1 validation volumes of 4320 voxels"):
+        load_validation(manifest, base, SMALL, memory_gib=1e-6)
+
+
+def test_a_validation_image_that_is_not_finite_chooses_no_weights(tiny, tmp_path):
+    manifest, _ = manifest_and_base(tiny)
+    (case,) = manifest.labelled(Role.VALIDATION)
+    image = np.full(case.grid.shape_shw, np.nan, np.float32)
+    ref = write_packed(tmp_path / "c1.b2nd", image, base=tmp_path)
+    broken = manifest.model_copy(update={"cases": (case.model_copy(update={"image": ref}),)})
+    with pytest.raises(DataError, match="not finite"):
+        load_validation(broken, tmp_path, SMALL, memory_gib=1)
 
 
 def test_a_changed_label_file_is_refused(fresh_tiny):
