@@ -2,7 +2,8 @@
 
 strict
     Distances in mm (in voxels where the source stores no spacing). Truth and prediction both
-    empty: every score is None, left out of the means and counted. Only one of them empty (a
+    empty: overlap and distances are None, left out of the means and counted; the volume
+    difference is what it is, 0 ml. Only one of them empty (a
     missed or a hallucinated structure): overlap scores are 0, distances are the diagonal of the
     whole image, so that no miss beats a hit.
 ssl4mis
@@ -62,7 +63,8 @@ CONVENTIONS = {
     "assd": "Mean surface distance over both directions pooled (medpy, MONAI).",
     "asd": "Mean distance from the prediction's surface to the truth's (one direction).",
     "nsd": "Share of the surface voxels of both masks no further apart than the tolerance.",
-    "volume_difference": "Prediction minus truth; 1 ml = 1000 cubic mm.",
+    "volume_difference": "Prediction minus truth; 1 ml = 1000 cubic mm. 0 where both are empty, "
+    "and counted in the mean.",
     "mean": "Mean over cases per class, then over classes.",
 }
 

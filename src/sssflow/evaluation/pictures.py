@@ -16,6 +16,7 @@ from sssflow.evaluation.overlays import CaseView, write_case_overlay, write_mont
 from sssflow.evaluation.predictions import Labels, PredictionStore, Scans
 from sssflow.evaluation.report.sprites import ViewerCase, ViewerInput, build_case
 from sssflow.evaluation.results import ModelResult, worst_first
+from sssflow.storage.atomic import disk_errors
 from sssflow.storage.digest import reference
 
 _OVERLAYS = "overlays"
@@ -96,8 +97,9 @@ def draw_overlays(gallery: Gallery, config: EvaluateConfig, out: Path) -> tuple[
         UnavailableError: The disk is full or read-only.
     """
     folder = out / _OVERLAYS
-    for old in sorted(folder.glob("*.png")):
-        old.unlink()
+    with disk_errors(folder):
+        for old in sorted(folder.glob("*.png")):
+            old.unlink()
     names = gallery.scans.manifest.class_names
     order = worst_first(gallery.results[-1])
     written = []

@@ -36,7 +36,7 @@ from sssflow.evaluation.results import (
 )
 from sssflow.evaluation.tables import cases_csv, summary_json
 from sssflow.networks.trained import LoadedModel
-from sssflow.storage.atomic import write_text
+from sssflow.storage.atomic import disk_errors, write_text
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference, sha256_bytes
 
@@ -101,7 +101,8 @@ def run(
         InternalError: A metric breaks an identity.
     """
     inputs = _open(config, dataset, models, runs, load_paths=(masks, prompts))
-    (out / SUMMARY_FILE).unlink(missing_ok=True)  # nobody may trust files that are being replaced
+    with disk_errors(out):  # nobody may trust files that are being replaced
+        (out / SUMMARY_FILE).unlink(missing_ok=True)
     store = PredictionStore(out)
     predictions: dict[str, dict[str, ObjectRef]] = {}
     results = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import re
@@ -16,7 +17,7 @@ from evaluation_place import CLASS_NAMES, Place, make_place
 
 from sssflow.contracts.evaluation import EvaluationSummary
 from sssflow.contracts.prompts import PromptSet
-from sssflow.errors import DataError, UsageError
+from sssflow.errors import DataError, UnavailableError, UsageError
 from sssflow.evaluation import stage
 from sssflow.evaluation.config import EvaluateConfig, ReportConfig
 from sssflow.evaluation.metrics import measure_case
@@ -186,6 +187,17 @@ def test_a_second_run_leaves_no_overlay_of_the_first(place: Place, tmp_path: Pat
     summary = stage.run(FAST, place.manifest_path, {"sss": place.models["sss"]}, tmp_path)
     assert len(list((tmp_path / "overlays").glob("*.png"))) == len(summary.overlays) == 3
     assert summary.gain is None
+
+
+def test_a_folder_that_became_read_only_is_unavailable_and_no_fault_of_the_program(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(UnavailableError, match="cannot be written"):
+        stage.run(FAST, place.manifest_path, place.models, tmp_path / "out")
 
 
 def test_without_spacing_everything_is_in_voxels_and_said_so(tmp_path: Path) -> None:
