@@ -289,12 +289,13 @@ def _parity(facts: CardFacts) -> str:
 
 def _data_format(facts: CardFacts) -> str:
     image, logits = facts.inputs[0], facts.outputs[0]
+    is_patch = facts.model.preprocessing.patch is not None
     content: dict[str, Any] = {
         "version": sssflow.__version__,
         "onnx_opset": facts.config.opset,
         "intended_use": facts.config.intended_use,
         "data_source": facts.manifest.name,
-        "data_type": "packed slices",
+        "data_type": "packed volumes" if is_patch else "packed slices",
         "image_classes": "one channel, intensities after preprocessing",
         "preprocessing": facts.model.preprocessing.model_dump(mode="json"),
         "network_data_format": {
@@ -305,7 +306,7 @@ def _data_format(facts: CardFacts) -> str:
                     "num_channels": 1,
                     "spatial_shape": list(image.shape[2:]),
                     "dtype": image.dtype,
-                    "is_patch_data": False,
+                    "is_patch_data": is_patch,
                     "channel_def": {"0": "image"},
                 }
             },
@@ -316,7 +317,7 @@ def _data_format(facts: CardFacts) -> str:
                     "num_channels": len(facts.model.class_names),
                     "spatial_shape": list(logits.shape[2:]),
                     "dtype": logits.dtype,
-                    "is_patch_data": False,
+                    "is_patch_data": is_patch,
                     "channel_def": {str(i): n for i, n in enumerate(facts.model.class_names)},
                 }
             },

@@ -44,5 +44,6 @@ def test_a_3d_student_is_exported_with_free_sides_and_proven_at_two_sizes(name, 
     card = (tmp_path / "out" / "model_card.md").read_text(encoding="utf-8")
     assert "Scale the volume by 1 × 1 × 0.5" in card
     assert "cut patches of 8 × 16 × 16, one every 4 × 8 × 8 voxels" in card
+    assert card.count('"is_patch_data": true') == 2
     assert "gaussian weights" in card
     assert "Each slice is segmented by itself" not in card
