@@ -47,6 +47,14 @@ def test_triton_guesses_nothing_and_loads_what_was_named(charts: Renderer) -> No
     assert loads == [f"--load-model=sam2_{n}" for n in ("encoder", "decoder", "predict")]
 
 
+def test_a_grpc_connection_ends_after_a_while_unless_that_is_0(charts: Renderer) -> None:
+    for seconds, wanted in ((300, ["--grpc-max-connection-age=300000"]), (0, [])):
+        values = {"server": {"grpcConnectionSeconds": seconds}}
+        arguments = _triton(charts, "", values)["args"]
+        assert [a for a in arguments if "connection-age" in a] == wanted
+    assert "--grpc-max-connection-age=300000" in _triton(charts)["args"]
+
+
 def test_a_cache_of_size_0_is_no_cache(charts: Renderer) -> None:
     for size, wanted in ((0, []), (512, ["--cache-config=local,size=536870912"])):
         arguments = _triton(charts, "", {"server": {"responseCacheMiB": size}})["args"]

@@ -47,6 +47,7 @@ TRITON: dict[str, tuple[Any, str]] = {
     "server.responseCacheMiB": (64, ""),
     "server.exitTimeoutSeconds": (60, ""),
     "server.drainSeconds": (0, ""),
+    "server.grpcConnectionSeconds": (0, ""),
     "server.verbosity": (1, ""),
     "server.extraArgs": (["--log-format=ISO8601"], ""),
     "adminApi.restricted": ([], ""),
