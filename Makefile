@@ -10,10 +10,10 @@ export PYTHON
 # Two test processes on two cores: one compute thread each, and no thread that waits by spinning.
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MPLBACKEND=Agg
 
-.PHONY: help setup prepare demo test lint type format lock pipelines docs images cluster clean
+.PHONY: help setup prepare demo test lint type format lock pipelines docs images test-cluster clean
 
 help:  ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## Make the environment in .venv from the hashed locks (the other targets do it themselves)
 	@tools/setup.sh $(VENV)
@@ -50,7 +50,7 @@ docs: setup  ## Write docs/reference again from the models and the command line
 images:  ## Build the container images; their SBOMs (CycloneDX) lie in build/images
 	@tools/images.sh
 
-cluster: setup prepare  ## Run the tests that need a Kubernetes cluster (KUBECONFIG, the kit, or kind)
+test-cluster: setup prepare  ## Run the tests that need a Kubernetes cluster (KUBECONFIG, the kit, or kind)
 	@$(THREADS) tools/test_cluster.sh $(VENV)
 
 clean:  ## Remove the environment, caches and everything that the commands above left

@@ -157,9 +157,9 @@ def _named(request: Request) -> str:
 
 
 @contextmanager
-def kfp_server() -> Iterator[FakeKfp]:
+def kfp_server(fake: FakeKfp | None = None) -> Iterator[FakeKfp]:
     """A running server on a free port of this machine."""
-    fake = FakeKfp()
+    fake = fake or FakeKfp()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
     fake.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -4,7 +4,8 @@
 # The cluster: the one that KUBECONFIG names; else the kit's in ../shared/cluster, where it is; else
 # one that kind makes. The images: those that SSSFLOW_TEST_PIPELINE_IMAGE and
 # SSSFLOW_TEST_TRITON_IMAGE name, which the nodes can get; else they are built here and loaded into
-# the kit's or kind's nodes. What this script starts, it stops.
+# the kit's or kind's nodes. A cluster that kind makes here gets KFP from its published manifests, of
+# version KFP_VERSION (none if that is empty). What this script starts, it stops.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
@@ -29,6 +30,17 @@ stop_kit() { "$kit/cluster-down"; }
 stop_docker() { "$kit/docker-down"; }
 stop_kind() { kind delete cluster --name "$kind_name" && rm -f "$KUBECONFIG"; }
 
+install_kfp() {
+    local version=${KFP_VERSION-2.17.0}
+    local manifests=github.com/kubeflow/pipelines/manifests/kustomize
+    [ -n "$version" ] || return 0
+    kubectl apply -k "$manifests/cluster-scoped-resources?ref=$version"
+    kubectl wait crd/applications.app.k8s.io --for condition=established --timeout=60s
+    kubectl apply -k "$manifests/env/platform-agnostic?ref=$version"
+    kubectl -n kubeflow wait deployment --all --for condition=Available --timeout=1200s
+    say "KFP $version is up"
+}
+
 make_cluster() {
     if [ -n "${KUBECONFIG:-}" ]; then
         say "the cluster of KUBECONFIG"
@@ -43,6 +55,7 @@ make_cluster() {
         kind create cluster --name "$kind_name" --wait 180s
         kubectl -n kube-system rollout status deployment/coredns --timeout=120s
         say "kind's cluster is up"
+        install_kfp
     else
         fail "there is no cluster to test on." \
             "next: set KUBECONFIG, or install kind and Docker, then run the same command again."
@@ -57,7 +70,7 @@ make_images() {
         export TRITON_IMAGE=${TRITON_IMAGE:-nvcr.io/nvidia/tritonserver:stand-in-py3}
         say "the base images are there"
     fi
-    tools/images.sh
+    IMAGE_PREFIX=sssflow tools/images.sh
     say "the images are built"
 }
 
@@ -76,6 +89,21 @@ load_image() {
     say "loaded $1"
 }
 
+# The loaded image by its digest, as a submission names it: an image that was not pulled has none.
+by_digest() {
+    local image=docker.io/$1 context node digest
+    context=$(kubectl config current-context)
+    local runtimes=("ctr --address ${CLUSTER_RUN:-/run/local-cluster}/containerd.sock")
+    if [[ $context == kind-* ]]; then
+        mapfile -t runtimes < <(kind get nodes --name "${context#kind-}" | sed 's/.*/docker exec & ctr/')
+    fi
+    for node in "${runtimes[@]}"; do
+        digest=$($node --namespace k8s.io images ls "name==$image" | awk 'NR == 2 { print $3 }')
+        $node --namespace k8s.io images tag --force "$image" "${image%:*}@$digest" >/dev/null
+    done
+    printf '%s\n' "${1%:*}@$digest"
+}
+
 make_cluster
 if [ -z "${SSSFLOW_TEST_PIPELINE_IMAGE:-}" ] || [ -z "${SSSFLOW_TEST_TRITON_IMAGE:-}" ]; then
     make_images
@@ -84,7 +112,7 @@ if [ -z "${SSSFLOW_TEST_PIPELINE_IMAGE:-}" ] || [ -z "${SSSFLOW_TEST_TRITON_IMAG
         [ -z "${!variable:-}" ] || continue
         image=$(cut -d' ' -f1 "build/images/$name.txt")
         load_image "$image"
-        export "$variable=$image"
+        export "$variable=$(by_digest "$image")"
     done
 fi
-"$venv/bin/python" -m pytest -m cluster --durations=10 tests/integration "$@"
+"$venv/bin/python" -m pytest -m cluster -rs --durations=10 tests/integration "$@"

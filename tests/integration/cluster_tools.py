@@ -21,6 +21,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 KIT = ROOT.parent / "shared" / "cluster"
 NAMESPACE_PREFIX = "sssflow-test-"
+SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": 10001,
+    "runAsGroup": 10001,
+    "fsGroup": 10001,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
 SYNC_PACKAGES = ("boto3", "numpy", "pydantic", "PyYAML", "rich", "typer")
 """What `sssflow serve sync` imports; the test's image holds these and no torch."""
 
@@ -146,6 +153,15 @@ def load_image(cluster: Cluster, image: str) -> None:
         cluster.run("kind", "load", "docker-image", image, "--name", name)
     elif (KIT / "cluster-load").is_file():
         cluster.run(str(KIT / "cluster-load"), image)
+
+
+def image_values(reference: str) -> dict[str, str]:
+    """An image as the charts' values name it: by digest where the reference has one."""
+    name, at, digest = reference.partition("@")
+    if at:
+        return {"repository": name, "digest": digest}
+    repository, _, tag = reference.rpartition(":")
+    return {"repository": repository, "tag": tag}
 
 
 def build_sync_image(cluster: Cluster, folder: Path, tag: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 from cluster_tools import ROOT, Cluster, build_sync_image, collect_logs, connect, load_image
-from pipeline_site import BUCKET, ObjectStore, PipelineSite, make_site, start_object_store
+from object_store import ObjectStore, given_store, own_store
+from pipeline_site import BUCKET, PipelineSite, make_site
 
 
 @pytest.hookimpl(wrapper=True)
@@ -24,6 +26,20 @@ def pytest_runtest_makereport(item: Any) -> Generator[None, Any, Any]:
         collect_logs(found, folder)
         report.sections.append(("logs of the pods", str(folder)))
     return report
+
+
+WAYS = {
+    "test_integration_pipeline.py": "pods without KFP",
+    "test_integration_kfp.py": "KFP",
+}
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say in the closing lines which ways the pipeline ran."""
+    ran = [r.nodeid for r in terminalreporter.stats.get("passed", ()) if r.when == "call"]
+    ways = [way for file, way in WAYS.items() if any(f"/{file}::" in test for test in ran)]
+    if ways:
+        terminalreporter.write_line(f"the pipeline ran by: {', '.join(ways)}")
 
 
 @pytest.fixture(scope="session")
@@ -65,28 +81,35 @@ def pipeline_image() -> str:
     """The image of the pipeline's tasks that SSSFLOW_TEST_PIPELINE_IMAGE names; nodes have it."""
     named = os.environ.get("SSSFLOW_TEST_PIPELINE_IMAGE")
     if not named:
-        pytest.skip("no SSSFLOW_TEST_PIPELINE_IMAGE; `make cluster` builds and loads one")
+        pytest.skip("no SSSFLOW_TEST_PIPELINE_IMAGE; `make test-cluster` builds and loads one")
     return named
 
 
 @pytest.fixture(scope="session")
-def object_store(cluster: Cluster) -> Iterator[ObjectStore]:
+def object_store(cluster: Cluster, pipeline_image: str, versitygw: Path) -> Iterator[ObjectStore]:
     """A real S3 server for pods and this process, its keys in the environment, and a bucket."""
-    import boto3
-
-    found = start_object_store(cluster)
-    if isinstance(found, str):
-        pytest.skip(found)
-    with pytest.MonkeyPatch.context() as patch:
+    given = given_store()
+    with contextlib.ExitStack() as stack:
+        found = given or stack.enter_context(own_store(cluster, pipeline_image, versitygw))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
             patch.delenv(name, raising=False)
         for name, value in found.environment.items():
             patch.setenv(name, value)
-        client = boto3.client("s3")
-        present = [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
-        if BUCKET not in present:
-            client.create_bucket(Bucket=BUCKET)
+        _make_bucket()
         yield found
+
+
+def _make_bucket() -> None:
+    """Make the tests' bucket if it is not there; a server that has just begun gets a minute."""
+    import boto3
+    from botocore.config import Config
+
+    client = boto3.client(
+        "s3", config=Config(retries={"mode": "standard", "total_max_attempts": 12})
+    )
+    if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+        client.create_bucket(Bucket=BUCKET)
 
 
 @pytest.fixture(scope="module")

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from cluster_tools import KIT, ROOT, Cluster
+from cluster_tools import ROOT, SECURITY, Cluster, image_values
+from object_store import REGION, ObjectStore
 from pod_runner import PodOrder
 
 from sssflow.contracts.sam2_graphs import SAM2_BUNDLE_FILE
-from sssflow.pipeline.ir import compiled_pipeline
 from sssflow.pipeline.results import Gathered, collect
 from sssflow.pipeline.store import Store, program_digest
 from sssflow.pipeline.submission import Placement, spec_for
@@ -29,52 +27,8 @@ from sssflow.storage.places import open_place, push_tree
 
 BUCKET = "pipelines"
 SECRET = "s3-credentials"  # noqa: S105 - its name
-SECURITY = {
-    "runAsNonRoot": True,
-    "runAsUser": 10001,
-    "runAsGroup": 10001,
-    "fsGroup": 10001,
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
 TRITON_SERVICE = "sam2-sam2-triton"
-
-
-@dataclass(frozen=True)
-class ObjectStore:
-    """An S3 server that pods and this process reach, and its keys."""
-
-    pod_endpoint: str
-    environment: dict[str, str] = field(repr=False)
-
-
-def start_object_store(cluster: Cluster) -> ObjectStore | str:
-    """The kit's S3 server in the cluster, or the one that SSSFLOW_TEST_S3_ENDPOINT names.
-
-    The endpoint must be reachable from here and from pods; the keys are then those of
-    AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Text says why there is none.
-    """
-    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    named = os.environ.get("SSSFLOW_TEST_S3_ENDPOINT")
-    if named:
-        found = {key: os.environ[key] for key in keys}
-        return ObjectStore(named, {**found, "AWS_ENDPOINT_URL": named, **_REGION})
-    if not (KIT / "s3-up").is_file():
-        return "no SSSFLOW_TEST_S3_ENDPOINT, and no cluster kit in shared/cluster"
-    started = cluster.run(str(KIT / "s3-up"), timeout_s=600)
-    endpoint = re.search(r"AWS_ENDPOINT_URL=(\S+)", started)
-    assert endpoint is not None, started
-    secret = cluster.get("-n", "object-store", "secret", "s3-credentials")["data"]
-    found = {key: _decoded(secret[key]) for key in keys}
-    inside = "http://s3.object-store.svc.cluster.local"
-    return ObjectStore(inside, {**found, "AWS_ENDPOINT_URL": endpoint[1], **_REGION})
-
-
-_THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-_REGION = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
-
-
-def _decoded(text: str) -> str:
-    return base64.b64decode(text).decode()
+THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)
@@ -114,23 +68,19 @@ class PipelineSite:
         self.cluster.run(str(self.helm), *where, timeout_s=300)
 
     def start(
-        self,
-        run: str,
-        parameters: dict[str, Any],
-        *,
-        ir: Path | None = None,
-        **placement: Any,
+        self, run: str, parameters: dict[str, Any], *, ir: Path, **placement: Any
     ) -> PipelineRun:
-        """Begin a run of a compiled pipeline; the committed one if none is named.
+        """Begin a run of a compiled pipeline; `placement` are fields of `Placement`."""
+        given = Placement(image=by_digest(self.image), **{"secret": SECRET, **placement})
+        return self.launch(run, spec_for(ir, given), parameters)
 
-        `placement` are fields of `Placement`, in place of this site's own.
-        """
+    def launch(self, run: str, spec: dict[str, Any], parameters: dict[str, Any]) -> PipelineRun:
+        """Begin a run of what a submission sends; the nodes have the image by its tag."""
         folder = self.folder / run
         folder.mkdir()
         ir_path = folder / "ir.yaml"
-        environment = {"AWS_ENDPOINT_URL": self.store.pod_endpoint, **_REGION, **_THREADS}
-        wanted = {"secret": SECRET, "environment": environment, **placement}
-        write_submitted(ir or compiled_pipeline(), ir_path, self.image, wanted)
+        text = yaml.safe_dump_all([spec["pipeline_spec"], spec["platform_spec"]])
+        ir_path.write_text(text.replace(by_digest(self.image), self.image), "utf-8")
         order = PodOrder(
             ir_path=str(ir_path),
             parameters=parameters,
@@ -140,16 +90,44 @@ class PipelineSite:
             run=run,
             outputs_uri=f"{self.uri}/outputs",
             security=SECURITY,
-            retries=placement.get("retries", 2),
+            # What carries the outputs of a task to S3 needs the store as well.
+            environment={"AWS_ENDPOINT_URL": self.store.pod_endpoint, **REGION, **THREADS},
         )
         path = folder / "order.json"
         path.write_text(json.dumps(asdict(order)), "utf-8")
         log = (folder / "run.log").open("wb")
         python = [sys.executable, str(Path(__file__).with_name("pod_runner.py")), str(path)]
-        environment = {**self.cluster.environment, **self.store.environment}
-        process = subprocess.Popen(python, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(python, env=self.environment, stdout=log, stderr=log)
         log.close()
         return PipelineRun(self, run, folder, process)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables with which a command here reaches the cluster and the store."""
+        return {**self.cluster.environment, **self.store.environment}
+
+    def sssflow(self, *arguments: str, expected: int = 0, timeout_s: float = 1200) -> str:
+        """What `sssflow` says; AssertionError if it ends with another exit code."""
+        command = [sys.executable, "-m", "sssflow.cli", *arguments]
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=timeout_s
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == expected, f"{arguments}: exit {done.returncode}\n{said[-6000:]}"
+        return said
+
+    def submit(self, host: str, experiment: dict[str, Any], *arguments: str) -> str:
+        """`sssflow pipeline submit` to a server; the ID of the run."""
+        file = self.folder / f"experiment-{uuid.uuid4().hex[:8]}.yaml"
+        file.write_text(yaml.safe_dump(experiment), "utf-8")
+        said = self.sssflow(
+            *("pipeline", "submit", "--host", host, "--config", str(file)),
+            *("--image", by_digest(self.image), "--store", f"{self.uri}/store"),
+            *("--s3-endpoint", self.store.pod_endpoint, *arguments),
+        )
+        found = re.search(r"submitted run (\S+)", said)
+        assert found is not None, said
+        return found[1]
 
 
 @dataclass(frozen=True)
@@ -171,19 +149,12 @@ class PipelineRun:
         found: dict[str, str] = json.loads((self.folder / "outputs.json").read_text("utf-8"))
         return found
 
-    def result(self) -> Gathered:
-        """Wait for the end; what the run ended with, brought here and verified."""
+    def result(self, store_uri: str = "") -> Gathered:
+        """Wait for the end; what the run ended with, brought here from its store and verified."""
         outputs = self.outputs()
-        store = Store(f"{self.site.uri}/store", program=program_digest())
+        store = Store(store_uri or f"{self.site.uri}/store", program=program_digest())
         with contextlib.closing(store):
             return collect(outputs, self.folder / "results", store=store)
-
-    def fails(self, timeout_s: float = 300) -> None:
-        """Wait for a run that must not end well."""
-        try:
-            assert self.process.wait(timeout=timeout_s) != 0, self.log()[-3000:]
-        finally:
-            self.stop()
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -222,12 +193,9 @@ class PipelineRun:
         return self.site.kubectl("logs", name, check=False)
 
 
-def write_submitted(source: Path, target: Path, image: str, placement: dict[str, Any]) -> None:
-    """A compiled pipeline as `sssflow pipeline submit` sends it; nodes may have `image` by tag."""
-    by_digest = image if "@" in image else f"{image.rpartition(':')[0]}@sha256:{'0' * 64}"
-    spec = spec_for(source, Placement(image=by_digest, **placement))
-    text = yaml.safe_dump_all([spec["pipeline_spec"], spec["platform_spec"]])
-    target.write_text(text.replace(by_digest, image), "utf-8")
+def by_digest(image: str) -> str:
+    """The image as a submission must name it; nodes that got it by tag know no digest of it."""
+    return image if "@" in image else f"{image.rpartition(':')[0]}@sha256:{'0' * 64}"
 
 
 def make_site(
@@ -237,8 +205,7 @@ def make_site(
     with cluster.namespace() as namespace:
         uri = f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"
         site = PipelineSite(cluster, helm, namespace, image, store, folder, uri)
-        keys = {k: v for k, v in store.environment.items() if "KEY" in k}
-        add_secret(site, SECRET, keys)
+        add_secret(site, SECRET, store.keys)
         site.install(
             "runs",
             "sssflow",
@@ -264,33 +231,40 @@ def _empty(site: PipelineSite) -> None:
         client.delete_object(Bucket=BUCKET, Key=key)
 
 
-def add_secret(site: PipelineSite, name: str, data: dict[str, str]) -> None:
-    """A Secret of the namespace."""
+def add_secret(site: PipelineSite, name: str, data: dict[str, str], namespace: str = "") -> None:
+    """A Secret of the site's namespace, or of another one."""
     made = {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {"name": name},
+        "metadata": {"name": name, "namespace": namespace or site.namespace},
         "stringData": data,
     }
-    site.kubectl("apply", "-f", "-", stdin=json.dumps(made))
+    site.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(made))
 
 
 def install_triton(
-    site: PipelineSite, image: str, bundle: Path, models: Sequence[str], student: Path | None = None
+    site: PipelineSite,
+    image: str,
+    bundle: Path,
+    models: Sequence[str],
+    values: dict[str, Any],
 ) -> None:
-    """Write the model repository to S3, and let the chart's Triton serve it from there."""
+    """Write the model repository to S3, and let the chart's Triton serve it from there.
+
+    `values` are further values of the chart.
+    """
     from sssflow.serving import repository
     from sssflow.serving.config import RepositoryConfig
 
     folder = site.folder / f"repository-{len(models)}"
     config = RepositoryConfig(profile="cpu", threads=1)
-    made = repository.run(config, folder, sam2=bundle / SAM2_BUNDLE_FILE, segmenter=student)
+    made = repository.run(config, folder, sam2=bundle / SAM2_BUNDLE_FILE)
     uri = f"{site.uri}/{folder.name}"
     push_tree(folder, open_place(uri))
     small = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
-    values = {
-        "image": _image(image),
-        "sync": {"image": _image(site.image), "resources": small},
+    wanted = {
+        "image": image_values(image),
+        "sync": {"image": image_values(site.image), "resources": small},
         "models": list(models),
         "readinessModel": "sam2_predict",
         "modelRepository": {
@@ -306,9 +280,4 @@ def install_triton(
         "probes": {"startupSeconds": 280, "periodSeconds": 2},
         "podSecurity": {"runAsUser": 10001, "runAsGroup": 10001, "fsGroup": 10001},
     }
-    site.install("sam2", "sam2-triton", values)
-
-
-def _image(reference: str) -> dict[str, str]:
-    repository, _, tag = reference.rpartition(":")
-    return {"repository": repository, "tag": tag}
+    site.install("sam2", "sam2-triton", {**wanted, **values})

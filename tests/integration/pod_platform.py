@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sssflow.pipeline.ir import graphs
+
 RESTRICTED = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -15,6 +17,14 @@ def executor_of(ir: dict[str, Any], task: str) -> dict[str, Any]:
     """The container of a task in the first document of an IR."""
     found: dict[str, Any] = ir["deploymentSpec"]["executors"][f"exec-{task}"]["container"]
     return found
+
+
+def retries_of(ir: dict[str, Any], task: str) -> int:
+    """How many pods a task gets after the first."""
+    for graph in graphs(ir):
+        if task in graph["tasks"]:
+            return int(graph["tasks"][task].get("retryPolicy", {}).get("maxRetryCount", 0))
+    raise AssertionError(f"the pipeline has no task {task}")
 
 
 def platform_of(platform: dict[str, Any], task: str) -> dict[str, Any]:

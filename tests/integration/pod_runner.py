@@ -26,6 +26,7 @@ from pod_platform import (
     executor_of,
     platform_of,
     resources,
+    retries_of,
 )
 
 OUTPUTS = "/tmp/kfp"  # noqa: S108 - in the pod, on its own volume
@@ -45,7 +46,7 @@ class PodOrder:
         run: Name of the run: a label of its pods, and part of the names of Jobs.
         outputs_uri: Where in S3 the outputs of tasks travel through.
         security: Pod security context.
-        retries: Pods after the first that a task gets.
+        environment: Variables that every task gets beside its own.
     """
 
     ir_path: str
@@ -56,7 +57,7 @@ class PodOrder:
     run: str
     outputs_uri: str
     security: dict[str, Any]
-    retries: int = 2
+    environment: dict[str, str]
 
 
 class PodTask:
@@ -82,7 +83,7 @@ class PodTask:
         self._folder = Path(*place.parts)
         self._task = place.name
         self._command = [part.replace(pipeline_root, OUTPUTS) for part in full_command]
-        self._environment = env_vars or {}
+        self._environment = {**order.environment, **(env_vars or {})}
         short = re.sub(r"[^a-z0-9]+", "-", "-".join(place.parts[1:]).lower())
         self._name = f"{order.run}-{short}"[:52] + _mark(str(place))
 
@@ -91,6 +92,7 @@ class PodTask:
         from kfp.local import status
 
         _kubectl(self._order, "apply", "-f", "-", stdin=json.dumps(self.job()))
+        print(f"task {self._task}: job {self._name} Started", flush=True)
         ended = self._wait()
         print(f"task {self._task}: job {self._name} {ended}", flush=True)
         if ended != "Complete":
@@ -114,7 +116,12 @@ class PodTask:
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "volumeMounts": [],
         }
-        labels = {"sssflow-test/run": order.run, "sssflow-test/task": self._task}
+        # The third as KFP writes it: `sssflow pipeline watch` finds a run's pods by it.
+        labels = {
+            "sssflow-test/run": order.run,
+            "sssflow-test/task": self._task,
+            "pipeline/runid": order.run,
+        }
         pod = {
             "metadata": {"labels": labels},
             "spec": {
@@ -132,7 +139,7 @@ class PodTask:
             "apiVersion": "batch/v1",
             "kind": "Job",
             "metadata": {"name": self._name, "labels": labels},
-            "spec": {"backoffLimit": order.retries, "template": pod},
+            "spec": {"backoffLimit": retries_of(ir, self._task), "template": pod},
         }
 
     def _wait(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster_tools import ROOT, Cluster
+from cluster_tools import ROOT, Cluster, image_values
 
 from sssflow.contracts.model_repository import REPOSITORY_FILE, ModelRepository, ServedModel
 from sssflow.storage.contracts import save_contract
@@ -176,13 +176,9 @@ def site(
 ) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     digest = _repository(folder / "repository")
-    images = {
-        key: dict(zip(("repository", "tag"), name.rsplit(":", 1), strict=True))
-        for key, name in (("image", triton_image), ("sync", sync_image))
-    }
     values = {
-        "image": images["image"],
-        "sync": {"image": images["sync"], "resources": SMALL},
+        "image": image_values(triton_image),
+        "sync": {"image": image_values(sync_image), "resources": SMALL},
         "models": ["echo"],
         "readinessModel": "echo",
         "modelRepository": {"path": "models", "digest": digest, "pvc": {"claimName": "models"}},

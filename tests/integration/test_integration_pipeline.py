@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster_study import EXPERIMENT, make_scans, sam, serve_graphs, submit
 from pipeline_site import (
     BUCKET,
     TRITON_SERVICE,
     PipelineRun,
     PipelineSite,
     add_secret,
-    install_triton,
 )
+from pod_server import PodServer, pod_server
+from random_kills import JOB, KILL, TASK, Killer, lives_s
 
 from sssflow.contracts.masks import MaskSet
 from sssflow.contracts.sam2_graphs import SAM2_BUNDLE_FILE, Sam2Bundle
@@ -25,51 +32,18 @@ from sssflow.pipeline.local import run_local
 from sssflow.pipeline.mirror import PARTIAL_FILE
 from sssflow.pipeline.results import Gathered
 from sssflow.storage.contracts import load_contract
+from sssflow.storage.digest import sha256_bytes
 from sssflow.storage.places import open_place, push_tree, read_tree
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
-KILL = (
-    "import os; mine = os.getpid(); "
-    "[os.kill(int(p), 9) for p in os.listdir('/proc') if p.isdigit() and int(p) not in (1, mine)]"
-)
-MODELS = [
-    *("sam2_encoder", "sam2_decoder", "sam2_memory_attention", "sam2_memory_encoder"),
-    "sam2_predict",
-]
-STUDENT: dict[str, Any] = {
-    "network": {"base_channels": 8, "levels": 3},
-    "preprocessing": {"size_hw": [64, 64]},
-    "batch_labelled": 4,
-    "batch_unlabelled": 4,
-    "eval_every": 50,
-}
 TASKS = (
     *("ingest", "train", "train-2", "train-3", "adapt-sam2", "plan-shards", "generate-prompts"),
     *("sam2-inference", "evaluate", "export-onnx"),
 )
+ROUNDS = int(os.environ.get("SSSFLOW_TEST_KILL_ROUNDS", "0"))
 SHARED_MEMORY = {"train", "train-2", "train-3", "adapt-sam2", "sam2-inference", "evaluate"}
-JOB = "batch.kubernetes.io/job-name"
 SHARDS = 3  # two of unlabelled cases, one of the validation cases
-EXPERIMENT: dict[str, Any] = {
-    "name": "cluster",
-    "ingest": {"layout": "acdc", "split": {"labelled": 2, "validation": 1, "test": 1}},
-    "warmup": {"method": "supervised", "steps": 150, **STUDENT},
-    "baseline": {"method": "supervised", "steps": 150, **STUDENT},
-    "adapt": {"steps": 0},
-    "train": {"method": "sss", "steps": 60, "checkpoint_every_steps": 5, **STUDENT},
-    "evaluate": {"bootstrap_resamples": 100, "permutation_flips": 100},
-    "pipeline": {"shards": 2},
-}
-
-
-def sam(bundle: str, url: str) -> dict[str, Any]:
-    return {
-        "backend": "triton",
-        "input_size": 64,
-        "onnx": {"bundle": bundle},
-        "triton": {"url": url},
-    }
 
 
 @dataclass(frozen=True)
@@ -84,6 +58,8 @@ class Study:
         run: The run.
         result: What it ended with, brought here and verified.
         killed: Task to the name of its pod that was killed.
+        host: Address of the server that it was submitted to.
+        watched: What `sssflow pipeline watch` said of it.
     """
 
     site: PipelineSite
@@ -93,35 +69,39 @@ class Study:
     run: PipelineRun
     result: Gathered
     killed: dict[str, str]
+    host: str
+    watched: str
+
+
+@pytest.fixture(scope="module")
+def server(site: PipelineSite) -> Iterator[PodServer]:
+    with pod_server(site) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def scans(site: PipelineSite) -> Path:
-    from sssflow.ingest.phantoms.config import HeartConfig, PhantomConfig
-    from sssflow.ingest.phantoms.stage import run
-
-    hearts = HeartConfig(in_plane_px=(64, 72), slices=(12, 14))
-    run(PhantomConfig(patients=24, seed=3, hearts=hearts), site.folder / "scans")
-    return site.folder / "scans"
+    return make_scans(site)
 
 
 @pytest.fixture(scope="module")
 def bundle(site: PipelineSite, triton_image: str) -> Path:
-    """Nano SAM-2 as ONNX graphs; the chart's Triton serves them from S3."""
-    from sssflow.export import sam2_stage
-    from sssflow.export.config import Sam2ExportConfig
-
-    folder = site.folder / "sam2"
-    sam2_stage.run(Sam2ExportConfig(sizes_px=(64,)), folder)
-    push_tree(folder, open_place(f"{site.uri}/sam2"))
-    install_triton(site, triton_image, folder, MODELS)
-    return folder
+    return serve_graphs(site, triton_image, {})
 
 
 @pytest.fixture(scope="module")
-def study(site: PipelineSite, scans: Path, bundle: Path) -> Study:
+def study(site: PipelineSite, server: PodServer, scans: Path, bundle: Path) -> Study:
     tree = push_tree(scans, open_place(f"{site.uri}/scans"))
-    run = site.start("first", parameters_there(site, tree.digest))
+    run_id = submit(site, server.url)
+    run = server.started[run_id]
+    look = ("watch", run_id, "--host", server.url, "-n", site.namespace, "--every-s", "1")
+    with (site.folder / "watch.log").open("wb") as log:
+        watching = subprocess.Popen(
+            [sys.executable, "-m", "sssflow.cli", "pipeline", *look],
+            env=site.environment,
+            stdout=log,
+            stderr=log,
+        )
     try:
         inference = run.until("a case of a shard", lambda: at_work(run))
         site.kubectl("exec", inference, "--", "python3", "-c", KILL, check=False)
@@ -129,22 +109,11 @@ def study(site: PipelineSite, scans: Path, bundle: Path) -> Study:
         site.kubectl("exec", training, "--", "python3", "-c", KILL, check=False)
         killed = {"sam2-inference": inference, "train-3": training}
         result = run.result()
+        assert watching.wait(timeout=60) == 0, (site.folder / "watch.log").read_text("utf-8")
     finally:
-        run.stop()
-    return Study(site, scans, tree.digest, bundle, run, result, killed)
-
-
-def parameters(bundle: str, url: str, source: str, digest: str) -> dict[str, str]:
-    """Parameters of the pipeline, the store aside."""
-    config = {**EXPERIMENT, "sam": sam(bundle, url)}
-    return {"config_json": json.dumps(config), "source": source, "source_digest": digest}
-
-
-def parameters_there(site: PipelineSite, digest: str) -> dict[str, str]:
-    """Parameters of a run that finds everything in the cluster."""
-    url = f"grpc://{TRITON_SERVICE}.{site.namespace}.svc.cluster.local:8001"
-    found = parameters(f"{site.uri}/sam2", url, f"{site.uri}/scans", digest)
-    return {**found, "store_uri": f"{site.uri}/store"}
+        watching.kill()
+    watched = (site.folder / "watch.log").read_text("utf-8")
+    return Study(site, scans, tree.digest, bundle, run, result, killed, server.url, watched)
 
 
 def at_work(run: PipelineRun) -> str:
@@ -188,7 +157,7 @@ def successor(study: Study, task: str) -> str:
 
 def test_every_stage_runs_as_pods_of_a_restricted_namespace(study: Study) -> None:
     pods = study.run.pods()
-    tasks = {pod["metadata"]["labels"]["sssflow-test/task"] for pod in pods}
+    tasks = {pod["metadata"]["labels"][TASK] for pod in pods}
     assert tasks == set(TASKS)
     namespace = study.site.cluster.get("namespace", study.site.namespace)
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -198,7 +167,7 @@ def test_every_stage_runs_as_pods_of_a_restricted_namespace(study: Study) -> Non
         assert container["securityContext"]["readOnlyRootFilesystem"]
         assert pod["spec"]["securityContext"]["runAsNonRoot"]
     shared = {
-        pod["metadata"]["labels"]["sssflow-test/task"]
+        pod["metadata"]["labels"][TASK]
         for pod in pods
         for mount in pod["spec"]["containers"][0]["volumeMounts"]
         if mount["name"] == "shared-memory"
@@ -246,9 +215,18 @@ def test_the_disturbed_run_ends_with_the_digests_of_an_undisturbed_local_run(
     site = study.site
     with site.cluster.port_forward(site.namespace, f"service/{TRITON_SERVICE}", 8001) as port:
         url = f"grpc://127.0.0.1:{port}"
-        given = parameters(str(study.bundle), url, str(study.scans), study.source_digest)
+        config = {**EXPERIMENT, "sam": sam(str(study.bundle), url)}
+        given = {
+            "config_json": json.dumps(config),
+            "source": str(study.scans),
+            "source_digest": study.source_digest,
+        }
         local = run_local(compiled_pipeline(), given, tmp_path / "local")
-    there = study.result
+    assert_equal(study.result, local)
+
+
+def assert_equal(there: Gathered, local: Gathered) -> None:
+    """Two runs of the experiment ended with the same weights, figures and exported model."""
     for name in ("warmup", "baseline", "headline"):
         ours, theirs = local.runs[name], there.runs[name]
         assert (theirs.model.sha256, theirs.inputs) == (ours.model.sha256, ours.inputs), name
@@ -259,17 +237,45 @@ def test_the_disturbed_run_ends_with_the_digests_of_an_undisturbed_local_run(
     assert there.bundle.onnx.sha256 == local.bundle.onnx.sha256
 
 
-def test_wrong_keys_end_a_task_with_the_reason_and_are_not_shown(
-    site: PipelineSite, scans: Path
+@pytest.mark.skipif(not ROUNDS, reason="SSSFLOW_TEST_KILL_ROUNDS is not set: 6 minutes a round")
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_every_stage_survives_a_kill_at_a_random_moment(
+    study: Study, server: PodServer, seed: int
+) -> None:
+    run_id = submit(study.site, server.url, "--store", f"{study.site.uri}/killed-{seed}")
+    run = server.started[run_id]
+    killer = Killer(run, lives_s(study.run.pods()), random.Random(seed))
+    thread = killer.start()
+    found = run.result(f"{study.site.uri}/killed-{seed}")
+    thread.join()
+    print(f"round {seed}: killed {dict(killer.killed)}, too late {dict(killer.late)}")
+    assert sum(killer.killed.values()) >= len(TASKS) // 2
+    assert_equal(found, study.result)
+
+
+def test_the_run_can_be_watched_and_its_results_fetched_from_here(
+    study: Study, tmp_path: Path
+) -> None:
+    for name in ("ingest", "train-warmup", "train-headline", "export-onnx"):
+        assert re.search(rf"{name}: succeeded", study.watched), study.watched
+    out = tmp_path / "out"
+    where = ("pipeline", "fetch", study.run.name, str(out), "--host", study.host)
+    assert str(out) in study.site.sssflow(*where)
+    fetched = {path.name: path.read_bytes() for path in out.glob("bundle/*.onnx")}
+    assert [sha256_bytes(data) for data in fetched.values()] == [study.result.bundle.onnx.sha256]
+    assert (out / "report.html").read_bytes() == study.result.report.read_bytes()
+
+
+def test_wrong_keys_end_a_run_with_their_exit_code_and_are_not_shown(
+    site: PipelineSite, server: PodServer, scans: Path
 ) -> None:
     wrong = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "sesame-open-now"}
     add_secret(site, "wrong-keys", wrong)
-    given = parameters_there(site, "0" * 64)
-    run = site.start("wrong", given, secret="wrong-keys", retries=0)  # noqa: S106 - its name
-    run.fails()
-    (pod,) = run.pods()
-    ended = pod["status"]["containerStatuses"][0]["state"]["terminated"]
-    told = run.pod_log(pod["metadata"]["name"])
-    assert ended["exitCode"] == 64, told[-2000:]
-    assert "this object with these credentials." in told
-    assert wrong["AWS_SECRET_ACCESS_KEY"] not in told + run.log()
+    push_tree(scans, open_place(f"{site.uri}/scans"))
+    run_id = submit(site, server.url, "--secret", "wrong-keys", "--retries", "0")
+    where = ("watch", run_id, "--host", server.url, "-n", site.namespace, "--every-s", "1")
+    said = site.sssflow("pipeline", *where, expected=64, timeout_s=300)
+    assert "this object with these credentials" in said
+    (pod,) = server.started[run_id].pods()
+    told = site.kubectl("logs", pod["metadata"]["name"])
+    assert wrong["AWS_SECRET_ACCESS_KEY"] not in told + said + server.started[run_id].log()
