@@ -6,7 +6,6 @@ on, so that all runs of the same settings, data and seed share one.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -33,9 +32,10 @@ from sssflow.sam import adapt
 from sssflow.sam import stage as sam
 from sssflow.sam.generalist import load_generalist
 from sssflow.sam.promptable import Generalist
-from sssflow.storage.atomic import disk_errors, write_text
+from sssflow.storage.atomic import write_text
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference
+from sssflow.storage.lock import locked
 from sssflow.training import stage as training
 from sssflow.training.config import TrainConfig
 from sssflow.training.loop import Progress
@@ -256,16 +256,9 @@ def _masks(
 
 @contextmanager
 def _alone(folder: Path, say: Say) -> Iterator[Path]:
-    """Hold `folder/.chain-lock`; the system frees it when the process ends, however it ends."""
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".chain-lock").open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another run that makes the same SAM-2 masks")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    """Hold `folder`; another run that makes the same parts is waited for."""
+    told = "waiting for another run that makes the same SAM-2 masks"
+    with locked(folder / ".chain-lock", waiting=lambda: say(told)):
         yield folder
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from sssflow.pipeline.processes import signal_group, stop_requests
 from sssflow.pipeline.results import LocalRunResult, collect, require_own_folder
 from sssflow.pipeline.store import Store, program_digest
 from sssflow.storage.atomic import disk_errors
+from sssflow.storage.lock import locked
 
 LOG_FILE = "pipeline.log"
 
@@ -79,14 +79,17 @@ def run_local(
     target = (out or work_dir / "results").absolute()
     require_own_folder(target)
     started_s = time.monotonic()
-    with disk_errors(work_dir):
-        work_dir.mkdir(parents=True, exist_ok=True)
-        with _alone(work_dir):
-            arguments = {"store_uri": (work_dir / "store").as_uri(), **parameters}
-            outputs = _run(ir_path.absolute(), arguments, work_dir, on_event or _ignore)
-            store = Store(str(arguments["store_uri"]), program=program_digest())
-            with contextlib.closing(store):
-                gathered = collect(outputs, target, store=store)
+    busy = UnavailableError(
+        "Another run works in this folder.",
+        where=work_dir,
+        action="Wait for it to end, or choose another folder.",
+    )
+    with locked(work_dir / ".lock", refusal=busy), disk_errors(work_dir):
+        arguments = {"store_uri": (work_dir / "store").as_uri(), **parameters}
+        outputs = _run(ir_path.absolute(), arguments, work_dir, on_event or _ignore)
+        store = Store(str(arguments["store_uri"]), program=program_digest())
+        with contextlib.closing(store):
+            gathered = collect(outputs, target, store=store)
     return LocalRunResult(
         out=target,
         summary=gathered.summary,
@@ -215,21 +218,6 @@ def _python_folder(tmp: Path) -> str:
     shim.write_text(f'#!/bin/sh\nexec {quoted} "$@"\n', encoding="utf-8")
     shim.chmod(0o755)
     return str(shim.parent)
-
-
-@contextlib.contextmanager
-def _alone(work_dir: Path) -> Iterator[None]:
-    """Hold the folder for one run."""
-    with (work_dir / ".lock").open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UnavailableError(
-                "Another run works in this folder.",
-                where=work_dir,
-                action="Wait for it to end, or choose another folder.",
-            ) from None
-        yield
 
 
 def _ignore(event: TaskEvent) -> None:

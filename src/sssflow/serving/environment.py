@@ -6,20 +6,18 @@ it lives in a virtual environment of its own, on Python 3.11 or 3.12.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sssflow.errors import InternalError, UnavailableError
-from sssflow.storage.atomic import disk_errors, write_text
+from sssflow.storage.atomic import write_text
 from sssflow.storage.digest import sha256_file
+from sssflow.storage.lock import locked
 
 _LOG = logging.getLogger(__name__)
 _SHIPPED = Path(__file__).parents[1] / "_requirements"
@@ -76,22 +74,13 @@ def ensure(folder: Path) -> TritonEnvironment:
         UnavailableError: No Python 3.11 or 3.12, no network, no space.
     """
     lock = lock_file()
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.with_name(f"{folder.name}.lock")):
+    with locked(folder.with_name(f"{folder.name}.lock")):
         facts = {"lock": sha256_file(lock), "layout": 1}
         stamp = folder / _STAMP
         if not (stamp.is_file() and json.loads(stamp.read_bytes()) == facts):
             _make(folder, lock)
             write_text(stamp, json.dumps(facts))
     return _describe(folder)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _make(folder: Path, lock: Path) -> None:

@@ -8,15 +8,15 @@ oldest use first; a file that was handed out is a link of its own and outlives i
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from sssflow.contracts.base import ObjectRef
 from sssflow.storage.atomic import disk_errors, sweep_leftovers, write_atomically
 from sssflow.storage.digest import sha256_file
+from sssflow.storage.lock import locked
 
 
 class FileCache:
@@ -78,7 +78,7 @@ class FileCache:
         return [p for p in self._root.glob("??/*") if p.is_file() and not p.name.startswith(".")]
 
     def _evict(self) -> None:
-        with self._locked():
+        with locked(self._root / ".lock"):
             sweep_leftovers(self._root)
             aged: list[tuple[float, int, Path]] = []
             for path in self._entries():
@@ -96,12 +96,6 @@ class FileCache:
                 path.unlink(missing_ok=True)
                 total_bytes -= size
             self._room_bytes = min(share_bytes, self._bound_bytes - total_bytes)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self._root / ".lock").open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def _link_or_copy(entry: Path, target: Path) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -20,9 +19,10 @@ from sssflow.networks.base import SegmentationNet
 from sssflow.networks.registry import build_network
 from sssflow.networks.trained import MODEL_FILE, LoadedModel, Provenance, load_model, save_model
 from sssflow.sam.promptable import Generalist
-from sssflow.storage.atomic import disk_errors, sweep_leftovers
+from sssflow.storage.atomic import sweep_leftovers
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference, verified_path
+from sssflow.storage.lock import locked
 from sssflow.training.checkpoint import (
     CheckpointManifest,
     State,
@@ -111,7 +111,12 @@ def run(
     started = None if start is None else load_model(start)
     outside = outside_of(config, generalist, leak_labels_from)
     inputs = outside.inputs | _inputs(manifest, mask_sets, started) | _sam2_input(config, started)
-    with _only_run_in(out) if world.is_first else nullcontext():
+    busy = UnavailableError(
+        "Another process is training into this folder.",
+        where=out,
+        action="Wait for it, or choose another output folder.",
+    )
+    with locked(out / ".lock", refusal=busy) if world.is_first else nullcontext():
         if not resume and world.is_first:
             _clear(out)
         finished = _finished(out, config, inputs) if world.is_first else None
@@ -336,28 +341,6 @@ def _by_case(
                 )
             found[case.case_id] = (case, folder)
     return found
-
-
-@contextmanager
-def _only_run_in(out: Path) -> Iterator[None]:
-    """Hold `out/.lock`; the system frees it when the process ends, however it ends.
-
-    Raises:
-        UnavailableError: Another process holds it.
-    """
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UnavailableError(
-                "Another process is training into this folder.",
-                where=out,
-                action="Wait for it, or choose another output folder.",
-            ) from None
-        yield
 
 
 def _clear(out: Path) -> None:
