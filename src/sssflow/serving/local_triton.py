@@ -132,8 +132,8 @@ def up(
         repository=str(repository.absolute()),
         models=models,
     )
-    save_contract(running, state / STATE_FILE)
     try:
+        save_contract(running, state / STATE_FILE)
         _wait_ready(process, running, state, timeout_s)
     except BaseException:
         _end_process(process.pid, options.exit_timeout_s)
