@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from sssflow.errors import UsageError
 
@@ -22,6 +22,23 @@ class Config(BaseModel):
     """Base of every settings model: frozen, unknown keys refused, defaults validated."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_given_in_part_keep_their_default(cls, data: Any) -> Any:
+        """`train: {steps: 5}` changes the steps of this model's default section, nothing else.
+
+        Without this, keys that the default section sets beside its class's defaults would fall
+        back to those of the class.
+        """
+        if not isinstance(data, Mapping):
+            return data
+        given = dict(data)
+        for name, field in cls.model_fields.items():
+            part = given.get(name)
+            if isinstance(field.default, BaseModel) and isinstance(part, Mapping):
+                given[name] = _over(field.default.model_dump(exclude_unset=True), part)
+        return given
 
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON form: equal settings give equal digests."""
@@ -110,6 +127,17 @@ def _unshared(value: Any) -> Any:
     if isinstance(value, list):
         return [_unshared(item) for item in value]
     return value
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both mappings as one, part by part; `above` wins."""
+    joined = dict(below)
+    for key, value in above.items():
+        old = joined.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = _over(old, value)
+        joined[key] = value
+    return joined
 
 
 def _apply_override(data: dict[str, Any], text: str) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from sssflow.configuration import Config, dump_yaml, load_config, parse_config
 from sssflow.errors import UsageError
+from sssflow.experiment import ExperimentConfig
 
 
 class Optimiser(Config):
@@ -119,3 +120,40 @@ def test_settings_cannot_be_changed_and_equal_settings_have_equal_digests() -> N
     assert config.digest() == Experiment(train=Training(steps=10)).digest()
     assert config.digest() != Experiment(train=Training(steps=11)).digest()
     assert len(config.digest()) == 64
+
+
+class Tree(Config):
+    depth: int = Field(1, description="Depth.")
+    width: int = Field(1, description="Width.")
+
+
+class Part(Config):
+    """A section with two keys and a section of its own."""
+
+    size: int = Field(3, description="Size.")
+    kind: str = Field("plain", description="Kind.")
+    tree: Tree = Field(Tree(), description="Deeper.")
+
+
+class Whole(Config):
+    """One section whose default is not its class's."""
+
+    part: Part = Field(Part(kind="special", tree=Tree(depth=9)), description="The section.")
+
+
+def test_a_section_given_in_part_keeps_what_its_default_sets_beside() -> None:
+    assert load_config(Whole, None, ["part.size=5"]).part == Whole().part.model_copy(
+        update={"size": 5}
+    )
+    assert parse_config(Whole, {"part": {"tree": {"width": 2}}}).part.tree == Tree(depth=9, width=2)
+    assert parse_config(Whole, {"part": {"kind": "plain"}}).part.kind == "plain"
+    assert parse_config(Whole, {"part": Part(size=8)}).part.kind == "plain"
+    with pytest.raises(UsageError, match="unknown key"):
+        parse_config(Whole, {"part": {"sice": 1}})
+
+
+def test_every_section_of_the_experiment_is_its_default_when_nothing_of_it_is_given() -> None:
+    names = [name for name in ExperimentConfig.model_fields if name not in ("name", "phantoms")]
+    assert len(names) == 11
+    assert parse_config(ExperimentConfig, {name: {} for name in names}) == ExperimentConfig()
+    assert load_config(ExperimentConfig, None, ["train.steps=7"]).train.method == "sss"
