@@ -15,6 +15,7 @@ from sssflow.cli.session import (
     Plan,
     PrintConfigOption,
     SetOption,
+    carried,
     console,
     finish,
     need,
@@ -73,7 +74,8 @@ def check(
             action="Correct every point below, then run the same command again.",
         )
     facts = {"layout": report.layout, "split": report.split_rule}
-    finish(source, facts, [quoted("sssflow", "data", "pack", source, "OUT")])
+    given = carried(config, settings)
+    finish(source, facts, [quoted("sssflow", "data", "pack", source, "OUT", *given)])
 
 
 @app.command()
@@ -110,7 +112,9 @@ def pack(
         manifest = stage.run(experiment.ingest, source, out, progress=_cases(watch))
     facts = {role.value: f"{len(manifest.with_role(role))} cases" for role in Role}
     path = out / "manifest.json"
-    finish(path, facts, [quoted("sssflow", "train", path, "RUN")])
+    given = carried(config, settings)
+    then = quoted("sssflow", "train", path, "RUN", "--section", "warmup", *given)
+    finish(path, facts, [then])
 
 
 @app.command()

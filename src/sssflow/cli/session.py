@@ -87,10 +87,10 @@ class Plan:
             raise UsageError("The output must be a folder, and this is a file.", where=self.out)
         terminal = console()
         terminal.print(f"[bold]sssflow {self.verb}[/bold]: {self.does}")
-        for name, path in self.reads.items():
-            _fact(terminal, name, path)
-        if self.out is not None:
-            _fact(terminal, "output", self.out)
+        facts = dict(self.reads) | ({"output": self.out} if self.out is not None else {})
+        width = max(map(len, facts), default=0)
+        for name, path in facts.items():
+            terminal.print(f"  {name:<{width}}  {path}", markup=False)
         for note in self.notes:
             terminal.print(f"  {note}", markup=False)
         if dry_run:
@@ -132,13 +132,21 @@ def finish(
 ) -> None:
     """Say where the result is, the figures that matter, and which command comes next."""
     terminal = console()
-    terminal.print(f"[bold]done[/bold]: {_shown(result)}")
+    terminal.print(f"[bold]done[/bold]: {result}")
     if facts:
         width = max(map(len, facts))
         for name, value in facts.items():
             terminal.print(f"  {name:<{width}}  {value}", markup=False)
     for i, command in enumerate(then):
         terminal.print(f"{'next:' if i == 0 else '     '} {command}", markup=False)
+
+
+def carried(config: Path | None, settings: Sequence[str] | None) -> list[object]:
+    """The options of this call that the next command needs too."""
+    given: list[object] = [] if config is None else ["--config", config]
+    for setting in settings or ():
+        given += ["--set", setting]
+    return given
 
 
 def quoted(*words: object) -> str:
@@ -149,11 +157,3 @@ def quoted(*words: object) -> str:
 def percent(share: float | None) -> str:
     """A share as per cent with one decimal; a dash for None."""
     return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def _fact(terminal: Console, name: str, path: Path) -> None:
-    terminal.print(f"  {name:<9} {_shown(path)}", markup=False)
-
-
-def _shown(path: Path) -> str:
-    return str(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +36,7 @@ from sssflow.cli.session import (
     read_experiment,
     show_config,
 )
+from sssflow.errors import UsageError
 
 if TYPE_CHECKING:
     from sssflow.contracts.run import RunRecord
@@ -106,6 +107,7 @@ def train(
     out = need(out, "OUT", "the folder of the run")
     settings_of_run = experiment.training(section)
     masks = masks or []
+    _require_used(settings_of_run, section, masks, sam2)
     inputs = {f"masks {i + 1}": path for i, path in enumerate(masks)}
     asked = {"start": start, "sam2": sam2, "LEAKED LABELS": leak_labels_from}
     inputs |= {name: path for name, path in asked.items() if path}
@@ -141,6 +143,28 @@ def train(
         )
     if world.is_first:
         _close(record, dataset, out)
+
+
+def _require_used(
+    config: TrainConfig, section: str, masks: Sequence[Path], sam2: Path | None
+) -> None:
+    """Refuse inputs that the method would pass over in silence.
+
+    Raises:
+        UsageError: There are some.
+    """
+    for option, given, method in (
+        ("--masks", bool(masks) and not config.reads_masks, "sss"),
+        ("--sam2", sam2 is not None and config.method != "semisam", "semisam"),
+    ):
+        if given:
+            raise UsageError(
+                f"The method {config.method} does not read what {option} names.",
+                where=f"{section}.method",
+                expected=method,
+                found=config.method,
+                action=f"Add --method {method}, or leave {option} out.",
+            )
 
 
 def _plan(config: TrainConfig, reads: Mapping[str, Path], out: Path) -> Plan:

@@ -196,6 +196,11 @@ class TrainConfig(Config):
         "beyond it: refused.",
     )
 
+    @property
+    def reads_masks(self) -> bool:
+        """Whether the method can learn from masks that SAM-2 made before the training."""
+        return self.method == "sss"
+
     @model_validator(mode="after")
     def _size_fits_the_network(self) -> Self:
         stride, patch = self.network.stride, self.preprocessing.patch

@@ -24,6 +24,7 @@ from sssflow.errors import (
     UsageError,
 )
 from sssflow.storage.atomic import write_atomically
+from sssflow.training.config import TrainConfig
 
 _KINDS: tuple[type[SssflowError], ...] = (UsageError, DataError, InternalError, InterruptedRun)
 _LOG = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ def train_together(
         dataset: See `stage.run`, as the others.
         out: As above.
         shape: How many processes, and where they meet.
-        masks: As above.
+        masks: As above; they may be given to a method that reads none, and are then left out.
         start: As above.
 
     Raises:
@@ -135,7 +136,8 @@ def train_together(
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "experiment.yaml"
         settings.write_text(dump_yaml(experiment), encoding="utf-8")
-        arguments = command_line(settings, section, dataset, out, masks=masks, start=start)
+        read = _read(experiment, section, masks)
+        arguments = command_line(settings, section, dataset, out, masks=read, start=start)
         launch("sssflow.cli", arguments, shape)
 
 
@@ -169,8 +171,15 @@ def node_command(
     """What each of several machines runs; see `train_together`. The settings lie beside `out`."""
     settings = out.parent / f".{out.name}.yaml"
     write_atomically(settings, lambda file: file.write(dump_yaml(experiment).encode()))
-    arguments = command_line(settings, section, dataset, out, masks=masks, start=start)
+    read = _read(experiment, section, masks)
+    arguments = command_line(settings, section, dataset, out, masks=read, start=start)
     return ["python", "-m", "sssflow.cli", *arguments]
+
+
+def _read(experiment: Config, section: str, masks: Sequence[Path]) -> Sequence[Path]:
+    """The masks that the training of `section` learns from."""
+    training: TrainConfig = getattr(experiment, section)
+    return masks if training.reads_masks else ()
 
 
 @contextmanager

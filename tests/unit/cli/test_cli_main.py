@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_printed_settings_are_read_back_equal(
     ("arguments", "what"),
     [
         (["train", "MANIFEST", "OUT"], "dataset"),
-        (["train", "HERE", "OUT", "--masks", "MASKS"], "masks 1"),
+        (["train", "HERE", "OUT", "-m", "sss", "--masks", "MASKS"], "masks 1"),
         (["prompts", "HERE", "MODEL", "OUT"], "model"),
         (["infer", "HERE", "PROMPTS", "OUT"], "prompts"),
         (["evaluate", "HERE", "OUT", "--model", "a=MODEL"], "a"),
@@ -122,6 +123,31 @@ def test_an_input_that_is_not_there_is_exit_65_and_named(
     assert f"data error: {what} does not exist." in capsys.readouterr().err
     assert run([*arguments, "--dry-run"]) == 65
     assert not Path("OUT").exists()
+
+
+@pytest.mark.parametrize(("option", "method"), [("--masks", "sss"), ("--sam2", "semisam")])
+def test_an_input_that_the_method_does_not_read_is_refused(
+    option: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = str(tmp_path / "here.json")
+    Path(here).write_text("{}")
+    words = ["train", here, str(tmp_path / "out"), option, here, "--dry-run"]
+    assert run([*words, "--method", "supervised"]) == 64
+    assert f"Add --method {method}" in capsys.readouterr().err
+    assert run([*words, "--method", method]) == 0
+
+
+def test_the_next_command_packs_what_was_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = str(tmp_path / "scans")
+    assert run(["data", "phantoms", scans, "-s", "patients=3", "-s", "hearts.slices=[3,3]"]) == 0
+    config = tmp_path / "my file.yaml"
+    config.write_text("ingest: {name: mine}")
+    words = ["--config", str(config), "--set", "ingest.split.labelled=1"]
+    assert run(["data", "check", scans, *words]) == 0
+    told = capsys.readouterr().out
+    assert f"next: sssflow data pack {scans} OUT {shlex.join(words)}" in told
 
 
 @pytest.mark.parametrize("is_empty", [True, False])

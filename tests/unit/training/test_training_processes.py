@@ -203,7 +203,7 @@ def test_a_training_whose_pulse_beats_goes_on(terminated, tmp_path):
 
 
 def test_the_command_of_a_machine_reads_the_same_settings(tiny_config, tmp_path):
-    experiment = ExperimentConfig(train=tiny_config(processes=2))
+    experiment = ExperimentConfig(train=tiny_config(processes=2, method="sss"))
     out = tmp_path / "run"
     command = node_command(
         experiment, "train", tmp_path / "d", out, masks=[tmp_path / "m"], start=tmp_path / "s"
@@ -214,4 +214,8 @@ def test_the_command_of_a_machine_reads_the_same_settings(tiny_config, tmp_path)
     assert told["--masks"] == str(tmp_path / "m")
     assert told["--start"] == str(tmp_path / "s")
     assert load_config(ExperimentConfig, Path(told["--config"])).digest() == experiment.digest()
+    other = ExperimentConfig(train=tiny_config(processes=2))
+    assert "--masks" not in node_command(
+        other, "train", tmp_path / "d", out, masks=[tmp_path / "m"]
+    )
     assert not out.exists()
