@@ -5,7 +5,8 @@ LiheYoung/UniMatch, ACDC): one HDF5 file per slice, opened anew for every sample
 rotations and zoom by numpy and scipy, jitter and blur by Pillow, image by image, in the workers of
 three data loaders (labelled, unlabelled, and the partners of CutMix); float32; the partners pass
 the network once more. Network, losses and optimiser are this package's on both sides, so that the
-design alone is compared. Ours is `train_step` of the method unimatch.
+design alone is compared. Ours is `train_step` of the method unimatch. Where other work runs on the
+machine, compare CPU seconds: those of this process and of its workers.
 
 Run: python benchmarks/loop.py [--device cpu] [--size 256] [--batch 12] [--steps 8] [--repeats 5]
 """
@@ -13,6 +14,7 @@ Run: python benchmarks/loop.py [--device cpu] [--size 256] [--batch 12] [--steps
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
 import statistics
@@ -20,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,14 @@ RESULTS = Path(__file__).parent / "results"
 TARGET = {"cpu": 2, "cuda": 10}
 UNTIMED = 2
 """Steps before the clock of each block starts: what the workers had ready is then used up."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Wall and CPU seconds per image of one block of steps, or of the median block."""
+
+    wall_s: float
+    cpu_s: float
 
 
 @dataclass(frozen=True)
@@ -259,16 +270,29 @@ def write_slices(packed: Path, folder: Path) -> None:
                 file["image"], file["label"] = image[i], label[i]
 
 
-def images_per_s(work: Callable[[], object], steps: int, settings: Settings) -> float:
-    """Labelled and unlabelled images per second of a block."""
+def cost(work: Callable[[], object], steps: int, settings: Settings) -> Cost:
+    """Of a labelled or unlabelled image in a block of steps."""
     for _ in range(UNTIMED):
         work()
     _wait(settings.device)
-    start_s = time.perf_counter()
+    wall, cpu = time.perf_counter(), cpu_s()
     for _ in range(steps):
         work()
     _wait(settings.device)
-    return 2 * settings.batch * steps / (time.perf_counter() - start_s)
+    images = 2 * settings.batch * steps
+    return Cost((time.perf_counter() - wall) / images, (cpu_s() - cpu) / images)
+
+
+def cpu_s() -> float:
+    """CPU seconds so far of this process and its workers (Linux; elsewhere of this process)."""
+    total = time.process_time()
+    for worker in multiprocessing.active_children():
+        stat = Path(f"/proc/{worker.pid}/stat")
+        if stat.exists():
+            # After the name, which may hold spaces: utime and stime are fields 14 and 15.
+            fields = stat.read_text().rpartition(")")[2].split()
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def _wait(device: torch.device) -> None:
@@ -288,16 +312,20 @@ def compare(settings: Settings, packed: Path, slices: Path, steps: int, repeats:
         "whole step, published design (float32)": published.step,
         **{f"whole step, ours ({name})": one.step for name, one in ours.items()},
     }
-    found: dict[str, list[float]] = {name: [] for name in work}
+    found: dict[str, list[Cost]] = {name: [] for name in work}
     for _ in range(repeats):
         for name, one in work.items():
-            found[name].append(images_per_s(one, steps, settings))
-    rows, base = [], 1.0
-    for name, rates in found.items():
-        rate = statistics.median(rates)
-        base = rate if "published" in name else base
-        spread = f"{min(rates):.1f} to {max(rates):.1f}"
-        rows.append(f"| {name} | {rate:.1f} | {spread} | {rate / base:.2f} |")
+            found[name].append(cost(one, steps, settings))
+    rows, base = [], Cost(1.0, 1.0)
+    for name, costs in found.items():
+        walls = [one.wall_s for one in costs]
+        mid = Cost(statistics.median(walls), statistics.median(one.cpu_s for one in costs))
+        base = mid if "published" in name else base
+        rows.append(
+            f"| {name} | {1 / mid.wall_s:.2f} | {1 / max(walls):.2f} to {1 / min(walls):.2f} "
+            f"| {base.wall_s / mid.wall_s:.2f} | {1e3 * mid.cpu_s:.0f} "
+            f"| {base.cpu_s / mid.cpu_s:.2f} |"
+        )
     return rows
 
 
@@ -307,18 +335,21 @@ def page(rows: list[str], settings: Settings, options: argparse.Namespace, load:
     name = torch.cuda.get_device_name() if kind == "cuda" else platform.machine()
     return (
         "# Training throughput beside the published design\n\n"
-        f"Device: {name}; {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} torch "
-        f"threads, torch {torch.__version__}. UniMatch, U-Net 16 to 256 channels, {settings.size}x"
-        f"{settings.size}, {settings.batch} labelled and {settings.batch} unlabelled slices per "
-        f"step, {settings.workers} worker(s) for each of the three loaders of the published "
-        f"design; median of {options.repeats} blocks of {options.steps} steps, in turn.\n\n"
+        f"{datetime.now(UTC):%Y-%m-%d}. Device: {name}; {len(os.sched_getaffinity(0))} cores, "
+        f"{torch.get_num_threads()} torch thread(s), torch {torch.__version__}. UniMatch, U-Net 16 "
+        f"to 256 channels, {settings.size}x{settings.size}, {settings.batch} labelled and "
+        f"{settings.batch} unlabelled slices per step, {settings.workers} worker(s) for each of "
+        f"the three loaders of the published design; median of {options.repeats} blocks of "
+        f"{options.steps} steps, in turn.\n\n"
         f"Load average of the machine, 1 minute: {load}. A load above 1 before the start means "
         "that other work ran beside it.\n\n"
-        "| what | images/s | range | ratio to the published design |\n| --- | --- | --- | --- |\n"
+        "| what | images/s | range | ratio to the published design | CPU, ms per image "
+        "| ratio of CPU time |\n| --- | --- | --- | --- | --- | --- |\n"
         + "\n".join(rows)
         + f"\n\nAsked for: a ratio of {TARGET[kind]} or more of the whole step on this kind of "
         "device. Images are the labelled and unlabelled ones of a batch; a step sees each of the "
-        f"latter in several views. Again: `python benchmarks/loop.py --device {kind}`.\n"
+        "latter in several views. CPU time is that of the process and its workers; work beside it "
+        f"changes it less than the wall time. Again: `python benchmarks/loop.py --device {kind}`.\n"
     )
 
 
