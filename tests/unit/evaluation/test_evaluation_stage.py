@@ -157,6 +157,7 @@ def test_the_report_says_what_must_not_be_missed(done: tuple[EvaluationSummary, 
     summary, out = done
     page = (out / "report.html").read_text()
     assert "chose the kept training step" not in page  # the measured role is test
+    assert 'data-layer="prompts"' not in page  # nothing to switch off
     for text in (
         "Not a medical device",
         "Only 3 patients",
@@ -240,6 +241,7 @@ def test_sam2_masks_are_compared_with_the_coarse_masks_of_their_prompts(
     page = (out / "report.html").read_text()
     assert "SAM-2 mask" in page
     assert "coarse mask" in page
+    assert 'data-layer="prompts"' in page
 
 
 def test_masks_outside_the_measured_role_are_shown_but_not_measured(

@@ -74,6 +74,7 @@ def render(page: PageInput, *, dropped: int = 0) -> str:
         distribution=_distribution(page),
         curves=_curves(page),
         viewer=page.viewer,
+        prompted=any(case.layer("prompts") for case in page.viewer),
         dropped=dropped,
         colours=[(name, hex_colour(i)) for i, name in enumerate(summary.class_names) if i],
         masks=[_mask_row(m.masks, m.cases, m.coarse, m.sam2, m.gain) for m in summary.sam2],
