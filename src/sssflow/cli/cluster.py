@@ -109,6 +109,7 @@ def submit(
         image=image,
         gpus=gpus,
         gpu_type=gpu_type,
+        on_machines=_on_machines(experiment),
         sam_on_gpu=not triton,
         node_selector=dict(map(parse_label, node_selector or ())),
         tolerations=tuple(map(parse_toleration, toleration or ())),
@@ -210,6 +211,15 @@ def cancel(
     console().print(f"[bold]cancelling[/bold]: run {run_id}")
     again = quoted("sssflow", "pipeline", "resume", run_id, "--host", host)
     console().print(f"next: {again}", markup=False)
+
+
+def _on_machines(experiment: ExperimentConfig) -> frozenset[str]:
+    """The trainings that `pipeline.nodes` takes out of their tasks' pods."""
+    from sssflow.experiment import TRAINING_SECTIONS
+
+    if experiment.pipeline.nodes is None:
+        return frozenset()
+    return frozenset(s for s in TRAINING_SECTIONS if experiment.training(s).processes > 1)
 
 
 def _experiment(

@@ -93,6 +93,8 @@ class Placement:
         image: Image of every task, by digest.
         gpus: GPUs of each training; each other task that computes gets one. 0: none.
         gpu_type: Name of the resource.
+        on_machines: Sections whose training runs on machines of its own (`pipeline.nodes`); their
+            tasks only follow it, and get no GPU.
         sam_on_gpu: Whether the task of SAM-2 gets one of them; not if Triton computes for it.
         node_selector: Labels of the nodes for tasks with GPUs; without GPUs: for all tasks.
         tolerations: Of the same tasks.
@@ -108,6 +110,7 @@ class Placement:
     image: str
     gpus: int = 0
     gpu_type: str = "nvidia.com/gpu"
+    on_machines: frozenset[str] = frozenset()
     sam_on_gpu: bool = True
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, str], ...] = ()
@@ -127,10 +130,10 @@ class Placement:
                     "Not a quantity.", where=name, expected="for example 2, 500m or 8Gi", found=text
                 )
 
-    def gpus_of(self, component: str) -> int:
-        """GPUs of a task of this component."""
+    def gpus_of(self, component: str, section: str = "") -> int:
+        """GPUs of a task of this component; `section` is that of a training."""
         if component in _TRAINS:
-            return self.gpus
+            return 0 if section in self.on_machines else self.gpus
         if component not in _INFERS or (component == "sam2-inference" and not self.sam_on_gpu):
             return 0
         return min(1, self.gpus)
@@ -152,11 +155,11 @@ def spec_for(ir_path: Path, placement: Placement) -> dict[str, Any]:
     platform: dict[str, Any] = documents[1] if len(documents) > 1 else {}
     kubernetes = platform.setdefault("platforms", {}).setdefault("kubernetes", {})
     settings = kubernetes.setdefault("deploymentSpec", {}).setdefault("executors", {})
-    for component, label in _executors(ir):
-        _place_container(
-            ir["deploymentSpec"]["executors"][label]["container"], component, placement
-        )
-        _place_pod(settings.setdefault(label, {}), component, placement)
+    for component, section, label in _executors(ir):
+        gpus = placement.gpus_of(component, section)
+        container = ir["deploymentSpec"]["executors"][label]["container"]
+        _place_container(container, component, gpus, placement)
+        _place_pod(settings.setdefault(label, {}), gpus, placement)
     for task in _executed_tasks(ir):
         task["cachingOptions"] = {"enableCache": True} if placement.cached else {}
         if placement.retries:
@@ -183,11 +186,17 @@ def parameters_for(
     return {**made, "run_key": sha256_bytes(facts.encode())[:_KEY_LENGTH]}
 
 
-def _executors(ir: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name of the component without its number, and label of its executor."""
+def _executors(ir: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Name of the component without its number, section of a training, label of the executor."""
+    sections = {
+        task["componentRef"]["name"]: given["section"]["runtimeValue"]["constant"]
+        for task in _executed_tasks(ir)
+        if "section" in (given := task.get("inputs", {}).get("parameters", {}))
+    }
     for name, component in sorted(ir["components"].items()):
         if "executorLabel" in component:
-            yield re.sub(r"-\d+$", "", name.removeprefix("comp-")), component["executorLabel"]
+            plain = re.sub(r"-\d+$", "", name.removeprefix("comp-"))
+            yield plain, sections.get(name, ""), component["executorLabel"]
 
 
 def _executed_tasks(ir: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -198,7 +207,9 @@ def _executed_tasks(ir: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 yield task
 
 
-def _place_container(container: dict[str, Any], component: str, placement: Placement) -> None:
+def _place_container(
+    container: dict[str, Any], component: str, gpus: int, placement: Placement
+) -> None:
     container["image"] = placement.image
     if placement.environment:
         known = {entry["name"]: entry["value"] for entry in container.get("env", ())}
@@ -211,7 +222,6 @@ def _place_container(container: dict[str, Any], component: str, placement: Place
         if placement.memory:
             resources["resourceMemoryRequest"] = placement.memory
             resources["resourceMemoryLimit"] = placement.memory
-    gpus = placement.gpus_of(component)
     if gpus:
         # Servers before 2.5 read the first two names, later ones the others.
         kind, count = placement.gpu_type, str(gpus)
@@ -225,7 +235,7 @@ def _place_container(container: dict[str, Any], component: str, placement: Place
         container["resources"] = resources
 
 
-def _place_pod(settings: dict[str, Any], component: str, placement: Placement) -> None:
+def _place_pod(settings: dict[str, Any], gpus: int, placement: Placement) -> None:
     settings.setdefault("podMetadata", {}).setdefault("labels", {}).update(RUN_LABEL)
     settings["securityContext"] = {"runAsNonRoot": True}
     if placement.secret:
@@ -244,7 +254,7 @@ def _place_pod(settings: dict[str, Any], component: str, placement: Placement) -
                 "secretNameParameter": {"runtimeValue": {"constant": placement.pull_secret}},
             }
         ]
-    if placement.gpus and not placement.gpus_of(component):
+    if placement.gpus and not gpus:
         return
     if placement.node_selector:
         settings["nodeSelector"] = {"labels": dict(placement.node_selector)}

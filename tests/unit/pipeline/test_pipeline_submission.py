@@ -113,6 +113,16 @@ def test_trainings_get_the_gpus_and_what_computes_beside_them_one() -> None:
     assert kinds == {"example.com/gpu"}
 
 
+def test_a_task_whose_training_runs_on_machines_of_its_own_holds_no_gpu() -> None:
+    chosen = {"node_selector": {"pool": "x"}, "on_machines": frozenset({"train", "baseline"})}
+    spec = spec_for(compiled_pipeline(), Placement(IMAGE, gpus=4, **chosen))
+    found = containers(spec)
+    assert found["exec-train"]["resources"]["accelerator"]["count"] == "4"  # the warm-up
+    for name in ("exec-train-2", "exec-train-3"):
+        assert "accelerator" not in found[name].get("resources", {})
+        assert "nodeSelector" not in pods(spec)[name]
+
+
 def test_the_task_of_sam_2_needs_no_gpu_where_triton_computes() -> None:
     spec = spec_for(compiled_pipeline(), Placement(IMAGE, gpus=1, sam_on_gpu=False))
     assert "resources" not in containers(spec)["exec-sam2-inference"]
