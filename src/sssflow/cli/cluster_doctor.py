@@ -44,6 +44,9 @@ def doctor(
     node_selector: NodeSelector = None,
     toleration: Tolerations = None,
     triton: Triton = "",
+    machines: Annotated[
+        bool, typer.Option("--machines", help="Trainings run on several machines (pipeline.nodes).")
+    ] = False,
     claims: Annotated[
         bool, typer.Option("--claims", help="Checkpoints go to volumes, not to the store.")
     ] = False,
@@ -64,6 +67,7 @@ def doctor(
         node_selector=dict(map(parse_label, node_selector or ())),
         tolerations=tuple(map(parse_toleration, toleration or ())),
         triton=triton,
+        machines=machines,
         claims=claims,
     )
     checks = examine(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Literal
@@ -23,6 +23,17 @@ RIGHTS = (
     ("", "pods", "get"),
 )
 """What every task's service account must be allowed: group, resource, verb."""
+
+_TRAINER = "trainer.kubeflow.org"
+_OF_MACHINES = (("", "pods", "list"), ("", "pods/log", "get"))
+_OF_TRAIN_JOBS = tuple(
+    (_TRAINER, "trainjobs", verb) for verb in ("create", "get", "patch", "delete")
+)
+_OF_JOBS = (
+    *(("batch", "jobs", verb) for verb in ("create", "get", "patch", "delete")),
+    *(("", "services", verb) for verb in ("create", "delete")),
+)
+"""What the same account needs beside, where its task starts machines for a training."""
 
 _CLUSTER_NAME = re.compile(r"(?P<service>[a-z][a-z0-9-]*)(\.(?P<namespace>[a-z0-9-]+)\.svc.*)?")
 
@@ -50,6 +61,7 @@ class Needs:
         node_selector: Labels that a node must have.
         tolerations: Taints that the tasks bear.
         triton: Address of Triton as a pod writes it; empty: not used.
+        machines: Whether trainings run on machines of their own (`pipeline.nodes`).
         claims: Whether checkpoints go to volumes, so that a storage class is needed.
     """
 
@@ -61,6 +73,7 @@ class Needs:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, str], ...] = ()
     triton: str = ""
+    machines: bool = False
     claims: bool = False
 
 
@@ -91,6 +104,7 @@ def examine(
         ("secret", lambda: _secret(kube, needs.secret)),
         ("service account", lambda: _account(kube, needs.account)),
         ("rights", lambda: _rights(kube, needs.account)),
+        ("machines", lambda: _machines(kube, needs)),
         ("GPUs", lambda: _gpus(kube, needs)),
         ("storage class", lambda: _storage_class(kube, needed=needs.claims)),
         ("Triton", lambda: _triton(kube, needs.triton, triton_answers)),
@@ -200,15 +214,38 @@ def _account(kube: Kube, name: str) -> Check:
 
 
 def _rights(kube: Kube, account: str) -> Check:
-    lacking = [
-        f"{verb} {resource}"
-        for group, resource, verb in RIGHTS
-        if not kube.allowed(account, group, resource, verb)
-    ]
+    lacking = _lacking(kube, account, RIGHTS)
     if lacking:
         remedy = f"Install the chart sssflow with rbac.extraServiceAccounts: [{account}]."
         return Check("rights", "missing", f"{account} may not {', '.join(lacking)}", remedy)
     return Check("rights", "ok", f"{account} may report results and read pods")
+
+
+def _lacking(kube: Kube, account: str, rights: Sequence[tuple[str, str, str]]) -> list[str]:
+    return [
+        f"{verb} {resource}"
+        for group, resource, verb in rights
+        if not kube.allowed(account, group, resource, verb)
+    ]
+
+
+def _machines(kube: Kube, needs: Needs) -> Check:
+    if not needs.machines:
+        return Check("machines", "ok", "each training has one pod")
+    try:
+        kube.get(f"/apis/{_TRAINER}/v1alpha1")
+        kind, own = "a TrainJob", _OF_TRAIN_JOBS
+    except LookupError:
+        kind, own = "an Indexed Job, Kubeflow Trainer is not here", _OF_JOBS
+    lacking = _lacking(kube, needs.account, (*own, *_OF_MACHINES))
+    if lacking:
+        remedy = (
+            "Install the chart sssflow with rbac.training: true and "
+            f"rbac.extraServiceAccounts: [{needs.account}]."
+        )
+        detail = f"{needs.account} may not {', '.join(lacking)}"
+        return Check("machines", "missing", detail, remedy)
+    return Check("machines", "ok", kind)
 
 
 def _gpus(kube: Kube, needs: Needs) -> Check:

@@ -108,6 +108,7 @@ def test_a_cluster_with_everything_has_no_fault(
         "secret": "ok",
         "service account": "ok",
         "rights": "ok",
+        "machines": "ok",
         "GPUs": "ok",
         "storage class": "ok",
         "Triton": "ok",
@@ -201,6 +202,21 @@ def test_rights_are_asked_for_the_account_of_the_tasks(look, cluster: FakeKube) 
         "system:serviceaccount:team:pipeline-runner"
     }
     assert {b["spec"]["resourceAttributes"]["namespace"] for b in cluster.bodies} == {"team"}
+
+
+def test_machines_need_rights_of_their_own_which_depend_on_the_trainer(
+    look, cluster: FakeKube
+) -> None:
+    assert look()["machines"].detail == "each training has one pod"
+    assert "Indexed Job" in look(machines=True)["machines"].detail
+    cluster.denied = {"create services", "create trainjobs"}
+    found = look(machines=True)["machines"]
+    assert (found.state, found.detail) == ("missing", "pipeline-runner may not create services")
+    assert "rbac.training: true" in found.remedy
+    cluster.answers["/apis/trainer.kubeflow.org/v1alpha1"] = {"resources": []}
+    assert "create trainjobs" in look(machines=True)["machines"].detail
+    cluster.denied = set()
+    assert look(machines=True)["machines"].detail == "a TrainJob"
 
 
 def test_a_triton_outside_the_cluster_is_asked_itself(look) -> None:
