@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +141,7 @@ def _unreachable(host: str, found: str) -> UnavailableError:
     )
 
 
-def troubles(pods: list[dict[str, Any]]) -> list[PodTrouble]:
+def troubles(pods: Sequence[dict[str, Any]]) -> list[PodTrouble]:
     """Pods that cannot start: nothing fits them, or their image or settings are not there."""
     found = []
     for pod in pods:

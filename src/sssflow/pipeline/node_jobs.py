@@ -24,6 +24,7 @@ from sssflow.errors import (
 )
 from sssflow.pipeline.cluster_objects import Cluster, Object
 from sssflow.pipeline.config import NodesConfig
+from sssflow.pipeline.kube import troubles
 from sssflow.pipeline.nodes import (
     MADE_FROM,
     Order,
@@ -221,8 +222,8 @@ class _Follower:
         phases = [str(pod.get("status", {}).get("phase", "Pending")) for pod in pods]
         running = sum(phase in ("Running", "Succeeded") for phase in phases)
         _LOG.info("%d of %d machines run", running, self._wanted.config.nodes)
-        for line in _reasons(pods):
-            _LOG.warning("%s", line)
+        for found in troubles(pods):
+            _LOG.warning("%s: %s", found.pod, found.reason)
 
     def _pods(self) -> list[Object]:
         return self._cluster.pods(f"{_PODS[self._kind]}={self._wanted.name}")
@@ -292,23 +293,6 @@ def _exit_codes(pods: Sequence[Object]) -> dict[str, int]:
             if code:
                 codes[str(pod["metadata"]["name"])] = int(code)
     return codes
-
-
-def _reasons(pods: Sequence[Object]) -> list[str]:
-    """Why pods do not start: nothing fits them, or their image or settings are not there."""
-    found = []
-    for pod in pods:
-        status = pod.get("status", {})
-        waiting = [
-            c.get("state", {}).get("waiting", {}) for c in status.get("containerStatuses", ())
-        ]
-        unscheduled = [
-            c for c in status.get("conditions", ()) if c.get("reason") == "Unschedulable"
-        ]
-        for cause in [*waiting, *unscheduled]:
-            if cause.get("message"):
-                found.append(f"{pod['metadata']['name']}: {cause['reason']}: {cause['message']}")
-    return found
 
 
 def _last_lines(text: str) -> str:
