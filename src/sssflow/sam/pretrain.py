@@ -23,6 +23,7 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 
 import sssflow
+from sssflow.errors import DataError
 from sssflow.sam.build import build_sam2, set_input_size
 from sssflow.sam.config import PretrainConfig
 from sssflow.sam.pretrain_data import SceneSource, ShapeSource, labelled_source
@@ -45,7 +46,7 @@ def run(config: PretrainConfig, out: Path, *, dataset: Path | None = None) -> Pa
         Path of the weights.
 
     Raises:
-        DataError: The dataset or the starting weights cannot be read.
+        DataError: The dataset or the starting weights cannot be read, or the loss is not finite.
     """
     source = ShapeSource() if dataset is None else labelled_source(dataset, config.dataset_share)
     path = out / "nano.safetensors"
@@ -144,12 +145,20 @@ def _train(
         is_clip = step >= config.clip_from * config.steps and rng.uniform() < config.clip_share
         draw = clip_loss if is_clip else still_loss
         loss = draw(model, source, rng, size, config)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DataError(
+                "The loss is not finite; training stopped before the weights were touched.",
+                where=f"step {step + 1} of {last}",
+                found=value,
+                action="Look at the labelled cases; if they are sound, lower learning_rate.",
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient)
         optimiser.step()
         _average(averaged, model, min(config.ema_decay, (1 + step) / (10 + step)))
-        recent["clip" if is_clip else "still"].append(float(loss.detach()))
+        recent["clip" if is_clip else "still"].append(value)
         if (step + 1) % config.log_every == 0:
             _report(step + 1, config, recent, time.monotonic() - started)
             recent = {"still": [], "clip": []}

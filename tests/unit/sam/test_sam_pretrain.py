@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from sssflow.errors import DataError
+from sssflow.sam import pretrain
 from sssflow.sam.build import build_sam2
 from sssflow.sam.config import PretrainConfig, RefineConfig
 from sssflow.sam.heads import HeadOutput
@@ -183,6 +185,16 @@ def test_two_runs_give_equal_weights_and_the_provenance_names_no_folder(tmp_path
     assert (facts["part"], facts["step"]) == (2, 1)
     assert facts["config_digest"] == TINY.digest()
     assert str(tmp_path) not in paths[0].with_suffix(".json").read_text()
+
+
+def test_a_loss_that_is_not_finite_stops_before_any_weight_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pretrain, "still_loss", lambda *_: torch.tensor(math.nan))
+    stills = TINY.model_copy(update={"clip_share": 0.0})
+    with pytest.raises(DataError, match="step 1 of 2"):
+        run(stills, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_clips_train_every_module_that_inference_uses(tmp_path: Path):
