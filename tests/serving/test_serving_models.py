@@ -36,6 +36,16 @@ def test_voxels_are_scaled_as_in_training(kind) -> None:
         np.testing.assert_allclose(found, normalise(given, rule), rtol=0, atol=1e-6)
 
 
+def test_pixels_are_normalised_to_the_bit_as_by_mean_and_deviation() -> None:
+    image = np.random.default_rng(2).integers(0, 256, (20, 20, 3), np.uint8)
+    image[0, 0], image[0, 1] = 0, 255
+    by_hand = (image.astype(np.float32) / np.float32(255) - predict.MEAN) / predict.DEVIATION
+    found = predict.normalised(image)
+    np.testing.assert_array_equal(found, by_hand.transpose(2, 0, 1)[None])
+    # Red: (0 - 0.485) / 0.229, (1 - 0.485) / 0.229.
+    np.testing.assert_allclose(found[0, 0, 0, :2], (-2.117904, 2.248908), rtol=1e-6)
+
+
 def test_objects_share_a_call_only_with_equally_many_points_and_at_most_a_chunk() -> None:
     counts = [1, 2, 1, 0, 1, 2]
     objects = [

@@ -24,6 +24,10 @@ Array = NDArray[Any]
 
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
+# What a pixel value (column) becomes in each channel (row): looked up, not computed per pixel.
+NORMALISED = np.ascontiguousarray(
+    ((np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - MEAN) / DEVIATION).T
+)
 PAD_LABEL = -1
 MAX_OBJECTS = 32
 MAX_POINTS = 32
@@ -246,8 +250,12 @@ def choose(counts: Sequence[int], iou_l4: Floats, ambiguous: tuple[int, int]) ->
 
 def normalised(image_yx3: Array) -> Floats:
     """(1, 3, S, S) for the encoder from uint8 pixels (S, S, 3)."""
-    scaled = (image_yx3.astype(np.float32) / np.float32(255) - MEAN) / DEVIATION
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
+    planes_3yx = np.ascontiguousarray(image_yx3.transpose(2, 0, 1))
+    found = np.empty((1, *planes_3yx.shape), np.float32)
+    for channel, plane_yx in enumerate(planes_3yx):
+        # With "raise", the default, numpy would look a second copy up.
+        np.take(NORMALISED[channel], plane_yx, out=found[0, channel], mode="clip")
+    return found
 
 
 def _given(request: Any) -> dict[str, Array]:
