@@ -96,19 +96,19 @@ def measure(client: TritonClient, runner: OnnxRunner, size: int, repeats: int) -
     return rows
 
 
-def resident_mib(server: ServerState) -> float:
-    """Resident memory of the server and of its Python models, shared memory left out."""
-    total = 0
+def processes_mib(server: ServerState) -> dict[int, float]:
+    """Resident memory of the server and of each Python model's process, shared memory left out."""
+    found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
             if os.getsid(int(folder.name)) == server.pid:
                 status = (folder / "status").read_text()
-                total += int(status.split("RssAnon:")[1].split()[0])
+                found[int(folder.name)] = int(status.split("RssAnon:")[1].split()[0]) / 1024
         except (OSError, IndexError):
             continue  # it has just ended, or is a thread of the kernel
-    return total / 1024
+    return found
 
 
 def soak(client: TritonClient, server: ServerState, size: int, requests: int) -> list[str]:
@@ -126,9 +126,9 @@ def soak(client: TritonClient, server: ServerState, size: int, requests: int) ->
             pass
 
     ask(requests // 10)
-    before = resident_mib(server)
+    before = sum(processes_mib(server).values())
     ask(requests)
-    after = resident_mib(server)
+    after = sum(processes_mib(server).values())
     return [
         "",
         f"Memory of the server's processes over {requests} requests: {before:.0f} MiB after "

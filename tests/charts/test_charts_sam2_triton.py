@@ -47,6 +47,14 @@ def test_triton_guesses_nothing_and_loads_what_was_named(charts: Renderer) -> No
     assert loads == [f"--load-model=sam2_{n}" for n in ("encoder", "decoder", "predict")]
 
 
+def test_inference_by_http_is_closed_by_the_key_where_that_is_wanted(charts: Renderer) -> None:
+    rule = "--http-restricted-api=inference:sssflow-admin-key=$(TRITON_ADMIN_KEY)"
+    assert rule not in _triton(charts)["args"]
+    closed = _triton(charts, "", {"server": {"httpInference": False}})["args"]
+    assert rule in closed
+    assert not [a for a in closed if a.startswith("--grpc-restricted") and "inference" in a]
+
+
 def test_a_grpc_connection_ends_after_a_while_unless_that_is_0(charts: Renderer) -> None:
     for seconds, wanted in ((300, ["--grpc-max-connection-age=300000"]), (0, [])):
         values = {"server": {"grpcConnectionSeconds": seconds}}

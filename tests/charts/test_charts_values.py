@@ -48,6 +48,7 @@ TRITON: dict[str, tuple[Any, str]] = {
     "server.exitTimeoutSeconds": (60, ""),
     "server.drainSeconds": (0, ""),
     "server.grpcConnectionSeconds": (0, ""),
+    "server.httpInference": (False, ""),
     "server.verbosity": (1, ""),
     "server.extraArgs": (["--log-format=ISO8601"], ""),
     "adminApi.restricted": ([], ""),
