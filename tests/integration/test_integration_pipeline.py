@@ -274,7 +274,7 @@ def test_wrong_keys_end_a_run_with_their_exit_code_and_are_not_shown(
     push_tree(scans, open_place(f"{site.uri}/scans"))
     run_id = submit(site, server.url, "--secret", "wrong-keys", "--retries", "0")
     where = ("watch", run_id, "--host", server.url, "-n", site.namespace, "--every-s", "1")
-    said = site.sssflow("pipeline", *where, expected=64, timeout_s=300)
+    said = site.sssflow("pipeline", *where, expected=(64,), timeout_s=300)
     assert "this object with these credentials" in said
     (pod,) = server.started[run_id].pods()
     told = site.kubectl("logs", pod["metadata"]["name"])
