@@ -6,13 +6,13 @@ Letters: b batch, c channels, k classes; spatial axes follow, two or three of th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Generator, Tensor, nn
 
 from sssflow.networks.base import SegmentationNet
+from sssflow.training.modes import training_mode
 
 _DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 _SMALL = 1e-6
@@ -24,18 +24,9 @@ def clipped_noise(like: Tensor, std: float, generator: Generator) -> Tensor:
     return (std * noise).clamp(-2 * std, 2 * std)
 
 
-@contextmanager
-def dropout_active(net: nn.Module) -> Iterator[None]:
+def dropout_active(net: nn.Module) -> AbstractContextManager[None]:
     """Dropout draws inside, whatever the mode of the net; batch norm stays as it is."""
-    layers = [m for m in net.modules() if isinstance(m, _DROPOUTS)]
-    before = [layer.training for layer in layers]
-    for layer in layers:
-        layer.train()
-    try:
-        yield
-    finally:
-        for layer, mode in zip(layers, before, strict=True):
-            layer.train(mode)
+    return training_mode([m for m in net.modules() if isinstance(m, _DROPOUTS)])
 
 
 @torch.no_grad()

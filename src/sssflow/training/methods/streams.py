@@ -17,6 +17,7 @@ from sssflow.errors import InternalError
 from sssflow.training.config import AugmentationConfig, WeakConfig
 from sssflow.training.data import Batch, UnlabelledBatch
 from sssflow.training.losses import mask_target
+from sssflow.training.modes import training_mode
 from sssflow.training.oracle import LeakedBatch
 from sssflow.training.views import (
     chosen,
@@ -155,16 +156,8 @@ def batch_statistics(net: nn.Module) -> Iterator[None]:
     Its running statistics stay as they are and everything else, dropout above all, stays off. For
     a teacher whose running statistics come from other images than those that it labels.
     """
-    norms = batch_norms(net)
-    before = [norm.training for norm in norms]
-    with statistics_kept(net):
-        for norm in norms:
-            norm.train()
-        try:
-            yield
-        finally:
-            for norm, training in zip(norms, before, strict=True):
-                norm.train(training)
+    with statistics_kept(net), training_mode(batch_norms(net)):
+        yield
 
 
 def batch_norms(net: nn.Module) -> list[nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm]:
