@@ -55,6 +55,12 @@ def test_inference_by_http_is_closed_by_the_key_where_that_is_wanted(charts: Ren
     assert not [a for a in closed if a.startswith("--grpc-restricted") and "inference" in a]
 
 
+def test_inference_by_http_is_never_left_open_for_want_of_a_key(charts: Renderer) -> None:
+    values = {"server": {"httpInference": False}, "adminApi": {"restricted": []}}
+    with pytest.raises(Refused, match="closes inference by the key of adminApi"):
+        charts.text(CHART, "", values)
+
+
 def test_a_grpc_connection_ends_after_a_while_unless_that_is_0(charts: Renderer) -> None:
     for seconds, wanted in ((300, ["--grpc-max-connection-age=300000"]), (0, [])):
         values = {"server": {"grpcConnectionSeconds": seconds}}
