@@ -72,6 +72,14 @@ def test_several_machines_share_the_processes_that_the_experiment_names(fake) ->
     (sent,) = fake.calls("POST", "/runs")
     config = json.loads(sent.body["runtime_config"]["parameters"]["config_json"])
     assert [config[part]["processes"] for part in ("warmup", "train")] == [1, 4]
+    executors = sent.body["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]
+    asks = {
+        name: "accelerator" in made["container"].get("resources", {})
+        for name, made in executors.items()
+        if name.startswith("exec-train")
+    }
+    # The headline's task only follows its machines.
+    assert asks == {"exec-train": True, "exec-train-2": True, "exec-train-3": False}
 
 
 def test_a_dry_run_sends_nothing(fake, capsys) -> None:
