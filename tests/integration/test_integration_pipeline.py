@@ -112,6 +112,7 @@ def study(site: PipelineSite, server: PodServer, scans: Path, bundle: Path) -> S
         assert watching.wait(timeout=60) == 0, (site.folder / "watch.log").read_text("utf-8")
     finally:
         watching.kill()
+        watching.wait(timeout=60)
     watched = (site.folder / "watch.log").read_text("utf-8")
     return Study(site, scans, tree.digest, bundle, run, result, killed, server.url, watched)
 
