@@ -34,9 +34,9 @@ install_kfp() {
     local version=${KFP_VERSION-2.17.0}
     local manifests=github.com/kubeflow/pipelines/manifests/kustomize
     [ -n "$version" ] || return 0
-    kubectl apply -k "$manifests/cluster-scoped-resources?ref=$version"
+    timeout 600 kubectl apply -k "$manifests/cluster-scoped-resources?ref=$version"
     kubectl wait crd/applications.app.k8s.io --for condition=established --timeout=60s
-    kubectl apply -k "$manifests/env/platform-agnostic?ref=$version"
+    timeout 600 kubectl apply -k "$manifests/env/platform-agnostic?ref=$version"
     kubectl -n kubeflow wait deployment --all --for condition=Available --timeout=1200s
     say "KFP $version is up"
 }
@@ -62,6 +62,16 @@ make_cluster() {
     fi
 }
 
+# Where too little is free the kubelet deletes images, and pods wait for them until the tests end.
+need_room() {
+    local what=$1 folder=$2 needed_gib=$3 free_gib
+    [ -d "$folder" ] || return 0
+    free_gib=$(($(df --output=avail --block-size=1 "$folder" | tail -n 1) / 1024 ** 3))
+    [ "$free_gib" -ge "$needed_gib" ] || fail \
+        "$what needs $needed_gib GiB in $folder, where $free_gib GiB are free." \
+        "next: free some (\`docker system df\` tells what images take), then run the same command again."
+}
+
 make_images() {
     if [ -x "$kit/base-images" ]; then
         docker info >/dev/null 2>&1 || undo+=(stop_docker)
@@ -70,8 +80,24 @@ make_images() {
         export TRITON_IMAGE=${TRITON_IMAGE:-nvcr.io/nvidia/tritonserver:stand-in-py3}
         say "the base images are there"
     fi
+    [ -n "$(docker image ls --quiet sssflow/pipeline)" ] \
+        || need_room "building the images" "$(docker info --format '{{.DockerRootDir}}')" 12
     IMAGE_PREFIX=sssflow tools/images.sh
     say "the images are built"
+}
+
+on_kit() { ctr --address "${CLUSTER_RUN:-/run/local-cluster}/containerd.sock" --namespace k8s.io "$@"; }
+
+# What earlier runs loaded stays on the kit's node by its digest, of no more use.
+make_way() {
+    local image=$1 old size
+    for old in $(on_kit images ls --quiet | grep "^docker.io/${image%:*}@"); do
+        on_kit images rm "$old" >/dev/null
+    done
+    on_kit images ls --quiet | grep -qx "docker.io/$image" && return
+    size=$(docker image inspect --format '{{.Size}}' "$image")
+    # Its archive and its files, and what the pods themselves write.
+    need_room "loading $image" "${CLUSTER_STATE:-/var/lib/local-cluster}" $((2 * size / 1024 ** 3 + 3))
 }
 
 load_image() {
@@ -80,6 +106,7 @@ load_image() {
     if [[ $context == kind-* ]]; then
         kind load docker-image "$1" --name "${context#kind-}"
     elif [ -x "$kit/cluster-load" ]; then
+        make_way "$1"
         "$kit/cluster-load" "$1"
     else
         fail "the nodes of $context cannot be given an image from here." \
@@ -93,13 +120,15 @@ load_image() {
 by_digest() {
     local image=docker.io/$1 context node digest
     context=$(kubectl config current-context)
-    local runtimes=("ctr --address ${CLUSTER_RUN:-/run/local-cluster}/containerd.sock")
+    local runtimes=("on_kit")
     if [[ $context == kind-* ]]; then
-        mapfile -t runtimes < <(kind get nodes --name "${context#kind-}" | sed 's/.*/docker exec & ctr/')
+        mapfile -t runtimes < <(
+            kind get nodes --name "${context#kind-}" | sed 's/.*/docker exec & ctr --namespace k8s.io/'
+        )
     fi
     for node in "${runtimes[@]}"; do
-        digest=$($node --namespace k8s.io images ls "name==$image" | awk 'NR == 2 { print $3 }')
-        $node --namespace k8s.io images tag --force "$image" "${image%:*}@$digest" >/dev/null
+        digest=$($node images ls "name==$image" | awk 'NR == 2 { print $3 }')
+        $node images tag --force "$image" "${image%:*}@$digest" >/dev/null
     done
     printf '%s\n' "${1%:*}@$digest"
 }
