@@ -21,6 +21,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 KIT = ROOT.parent / "shared" / "cluster"
 NAMESPACE_PREFIX = "sssflow-test-"
+NODE_STATES = (
+    '{range .items[*]}{.metadata.name}: {.status.conditions[?(@.status=="True")].type} '
+    '{.spec.taints[*].key}{"\\n"}{end}'
+)
 SECURITY = {
     "runAsNonRoot": True,
     "runAsUser": 10001,
@@ -118,31 +122,41 @@ def connect() -> Cluster | str:
     return Cluster(environment)
 
 
-def collect_logs(cluster: Cluster, folder: Path) -> None:
+def collect_logs(cluster: Cluster, folder: Path) -> str:
     """Write what all pods of the tests' namespaces said, and what became of them, below `folder`.
 
-    A namespace's folder holds `pods.txt`, `events.txt`, and a file for each container.
+    A namespace's folder holds `pods.txt`, `events.txt`, and a file for each container. Returns what
+    is seen from afar: how the pods stand, the last warnings, and what the nodes lack.
     """
+    nodes = cluster.kubectl("get", "nodes", "-o", f"jsonpath={NODE_STATES}", check=False)
+    seen = [nodes.strip()]
     names = cluster.kubectl("get", "namespaces", "-o", "name", check=False).split()
     for name in (n.removeprefix("namespace/") for n in names):
         if name.startswith(NAMESPACE_PREFIX):
-            _namespace_logs(cluster, name, folder / name)
+            seen.append(_namespace_logs(cluster, name, folder / name))
+    return "\n".join([*seen, str(folder)])
 
 
-def _namespace_logs(cluster: Cluster, namespace: str, folder: Path) -> None:
+def _namespace_logs(cluster: Cluster, namespace: str, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(file: str, *command: str) -> None:
         text = cluster.kubectl("-n", namespace, *command, check=False)
         (folder / file).write_text(text, "utf-8")
 
+    by_time = "--sort-by=.metadata.creationTimestamp"
     write("pods.txt", "describe", "pods")
-    write("events.txt", "get", "events", "--sort-by=.metadata.creationTimestamp")
+    write("events.txt", "get", "events", by_time)
     for pod in cluster.get("-n", namespace, "pods")["items"]:
         spec, name = pod["spec"], pod["metadata"]["name"]
         for container in (*spec.get("initContainers", ()), *spec["containers"]):
             told = container["name"]
             write(f"{name}.{told}.log", "logs", name, "-c", told, "--timestamps")
+    pods = cluster.kubectl("-n", namespace, "get", "pods", check=False)
+    warnings = cluster.kubectl(
+        "-n", namespace, "get", "events", "--field-selector=type=Warning", by_time, check=False
+    )
+    return "\n".join([pods.strip(), *warnings.splitlines()[-6:]])
 
 
 def load_image(cluster: Cluster, image: str) -> None:

@@ -23,8 +23,7 @@ def pytest_runtest_makereport(item: Any) -> Generator[None, Any, Any]:
     found = getattr(item, "funcargs", {}).get("cluster")
     if report.failed and isinstance(found, Cluster):
         folder = ROOT / "build" / "cluster-logs" / re.sub(r"\W+", "-", item.name)
-        collect_logs(found, folder)
-        report.sections.append(("logs of the pods", str(folder)))
+        report.sections.append(("the pods, and where their logs are", collect_logs(found, folder)))
     return report
 
 
