@@ -47,17 +47,18 @@ def test_triton_guesses_nothing_and_loads_what_was_named(charts: Renderer) -> No
     assert loads == [f"--load-model=sam2_{n}" for n in ("encoder", "decoder", "predict")]
 
 
-def test_inference_by_http_is_closed_by_the_key_where_that_is_wanted(charts: Renderer) -> None:
+def test_inference_by_http_is_closed_by_the_key_unless_it_is_opened(charts: Renderer) -> None:
     rule = "--http-restricted-api=inference:sssflow-admin-key=$(TRITON_ADMIN_KEY)"
-    assert rule not in _triton(charts)["args"]
-    closed = _triton(charts, "", {"server": {"httpInference": False}})["args"]
+    opened = _triton(charts, "", {"server": {"httpInference": True}})["args"]
+    assert rule not in opened
+    closed = _triton(charts)["args"]
     assert rule in closed
     assert not [a for a in closed if a.startswith("--grpc-restricted") and "inference" in a]
 
 
 def test_inference_by_http_is_never_left_open_for_want_of_a_key(charts: Renderer) -> None:
     values = {"server": {"httpInference": False}, "adminApi": {"restricted": []}}
-    with pytest.raises(Refused, match="closes inference by the key of adminApi"):
+    with pytest.raises(Refused, match="closes inference by HTTP with the key"):
         charts.text(CHART, "", values)
 
 
@@ -117,7 +118,7 @@ def test_an_existing_secret_is_used_and_none_is_made(charts: Renderer) -> None:
 
 
 def test_without_restricted_apis_there_is_no_key_and_a_warning(charts: Renderer) -> None:
-    values = {"adminApi": {"restricted": []}}
+    values = {"adminApi": {"restricted": []}, "server": {"httpInference": True}}
     assert "Secret" not in kinds(charts.objects(CHART, "", values))
     assert "TRITON_ADMIN_KEY" not in _environment(_triton(charts, "", values))
     assert "no API is restricted" in charts.notes(CHART, "", values)

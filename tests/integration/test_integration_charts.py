@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from cluster_tools import ROOT, Cluster, image_values
 
 from sssflow.contracts.model_repository import REPOSITORY_FILE, ModelRepository, ServedModel
+from sssflow.serving.client import TritonClient
+from sssflow.serving.config import ClientConfig
 from sssflow.storage.contracts import save_contract
 from sssflow.storage.digest import reference
 
@@ -210,20 +213,27 @@ def _admin_key(site: Site) -> str:
 
 
 def _serves(site: Site) -> None:
-    """The model answers through the service; admin APIs answer to the key alone."""
+    """The model answers by gRPC; HTTP and the admin APIs answer to the key alone."""
     with site.cluster.port_forward(site.namespace, "service/demo-sam2-triton", 8000) as port:
         base = f"http://127.0.0.1:{port}/v2"
         assert _ask(f"{base}/models/echo/ready")[0] == 200
         tensor = {"name": "x", "datatype": "FP32", "shape": [2], "data": [1.5, -2.0]}
-        status, answer = _ask(f"{base}/models/echo/infer", {"inputs": [tensor]})
+        infer = "models/echo/infer"
+        for path in ("repository/index", "repository/models/echo/unload", infer):
+            assert _ask(f"{base}/{path}", {"inputs": [tensor]})[0] == 403
+        key = {"sssflow-admin-key": _admin_key(site)}
+        status, answer = _ask(f"{base}/{infer}", {"inputs": [tensor]}, **key)
         assert status == 200
         assert answer["outputs"][0]["data"] == [3.0, -4.0]
-        for path in ("repository/index", "repository/models/echo/unload"):
-            assert _ask(f"{base}/{path}", {})[0] == 403
-        key = {"sssflow-admin-key": _admin_key(site)}
         status, index = _ask(f"{base}/repository/index", {}, **key)
         assert status == 200
         assert [model["state"] for model in index] == ["READY"]
+    with (
+        site.cluster.port_forward(site.namespace, "service/demo-sam2-triton", 8001) as port,
+        TritonClient(ClientConfig(url=f"grpc://127.0.0.1:{port}")) as client,
+    ):
+        answer = client.infer("echo", {"x": np.array([1.5, -2.0], np.float32)}, ["y"])
+    assert answer["y"].tolist() == [3.0, -4.0]
 
 
 def test_triton_is_installed_serves_is_upgraded_and_leaves_nothing(site: Site) -> None:
