@@ -76,7 +76,7 @@ def _results(protocol: Protocol, rows: Sequence[GroupRow]) -> list[str]:
                 _estimate(row.figures["strict_dice"], 100),
                 _number(row.dice_std, 100),
                 _estimate(versus.gain, 100, signed=True) if versus else _DASH,
-                _p(versus.p_value) if versus else _DASH,
+                p_cell(versus.p_value) if versus else _DASH,
                 _number(row.figures["strict_iou"].value, 100),
                 _hd95(row),
                 _quadruple(row.figures),
@@ -295,8 +295,11 @@ def _plain(value: float | None) -> str:
     return _DASH if value is None else f"{value:g}"
 
 
-def _p(value: float | None) -> str:
-    return _DASH if value is None else f"{value:.3f}"
+def p_cell(value: float | None) -> str:
+    """A p-value with three decimals, never as 0; a dash where there is none."""
+    if value is None:
+        return _DASH
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _hd95(row: GroupRow) -> str:

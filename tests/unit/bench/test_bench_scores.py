@@ -10,6 +10,7 @@ import pytest
 
 from sssflow.bench.pool import Pool, _Worker
 from sssflow.bench.scores import Scored, group_rows, over_seeds
+from sssflow.bench.table import p_cell
 from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.bench import RunKey, RunResult
 from sssflow.evaluation.aggregate import Resampling, table_of
@@ -108,3 +109,10 @@ def test_a_missing_score_file_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="missing"):
         read_scores(scored("a", 1, [[0.5], [0.5]]).result, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (0.5, "0.500"), (0.001, "0.001"), (0.0004, "< 0.001")]
+)
+def test_a_chance_is_never_told_as_zero(value: float | None, text: str) -> None:
+    assert p_cell(value) == text
