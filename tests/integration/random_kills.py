@@ -1,4 +1,4 @@
-"""Kills the first pod of every task of a run, at a random moment of its life."""
+"""Kills the first two pods of every task of a run, each at a random moment of its life."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ KILL = (
 )
 """Ends every process of a container but the first, which then reports the task's end."""
 
+KILLS_PER_JOB = 2
 TASK = "sssflow-test/task"
 JOB = "batch.kubernetes.io/job-name"
 
@@ -41,7 +42,7 @@ def lives_s(pods: list[dict[str, Any]]) -> dict[str, float]:
 
 @dataclass
 class Killer:
-    """Kills one pod of every Job of a run.
+    """Kills the first `KILLS_PER_JOB` pods of every Job of a run.
 
     Attributes:
         run: The run.
@@ -58,6 +59,7 @@ class Killer:
     late: Counter[str] = field(default_factory=Counter)
     _moments_s: dict[str, float] = field(default_factory=dict)
     _done: set[str] = field(default_factory=set)
+    _kills: Counter[str] = field(default_factory=Counter)
 
     def work(self) -> None:
         """Look and kill until the run has ended."""
@@ -73,21 +75,22 @@ class Killer:
         return thread
 
     def _consider(self, pod: dict[str, Any]) -> None:
-        labels, phase = pod["metadata"]["labels"], pod["status"]["phase"]
+        labels, phase, name = pod["metadata"]["labels"], pod["status"]["phase"], _name(pod)
         job, task = labels[JOB], labels[TASK]
-        if job in self._done or phase == "Pending":
+        if name in self._done or phase == "Pending" or self._kills[job] == KILLS_PER_JOB:
             return
         if phase != "Running":
-            self._done.add(job)
+            self._done.add(name)
             self.late[task] += 1
             return
         now_s = time.monotonic()
         moment_s = self._moments_s.setdefault(
-            job, now_s + self.chance.uniform(0.0, self.lives[task])
+            name, now_s + self.chance.uniform(0.0, self.lives[task])
         )
         if now_s >= moment_s:
-            self._done.add(job)
-            self._kill(pod["metadata"]["name"], task)
+            self._done.add(name)
+            self._kills[job] += 1
+            self._kill(name, task)
 
     def _kill(self, name: str, task: str) -> None:
         site = self.run.site
@@ -96,3 +99,7 @@ class Killer:
         else:
             site.kubectl("exec", name, "--", "python3", "-c", KILL, check=False)
         self.killed[task] += 1
+
+
+def _name(pod: dict[str, Any]) -> str:
+    return str(pod["metadata"]["name"])

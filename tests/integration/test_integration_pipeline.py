@@ -23,7 +23,7 @@ from pipeline_site import (
     add_secret,
 )
 from pod_server import PodServer, pod_server
-from random_kills import JOB, KILL, TASK, Killer, lives_s
+from random_kills import JOB, KILL, KILLS_PER_JOB, TASK, Killer, lives_s
 
 from sssflow.contracts.masks import MaskSet
 from sssflow.contracts.sam2_graphs import SAM2_BUNDLE_FILE, Sam2Bundle
@@ -240,10 +240,11 @@ def assert_equal(there: Gathered, local: Gathered) -> None:
 
 @pytest.mark.skipif(not ROUNDS, reason="SSSFLOW_TEST_KILL_ROUNDS is not set: 6 minutes a round")
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_every_stage_survives_a_kill_at_a_random_moment(
+def test_every_stage_survives_two_kills_at_random_moments(
     study: Study, server: PodServer, seed: int
 ) -> None:
-    run_id = submit(study.site, server.url, "--store", f"{study.site.uri}/killed-{seed}")
+    store = ("--store", f"{study.site.uri}/killed-{seed}", "--retries", str(KILLS_PER_JOB + 1))
+    run_id = submit(study.site, server.url, *store)
     run = server.started[run_id]
     killer = Killer(run, lives_s(study.run.pods()), random.Random(seed))
     thread = killer.start()
