@@ -30,6 +30,7 @@ from sssflow.storage.atomic import write_text
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 SLICES = 40
+VOLUME_TURNS = 5
 
 
 def timed_ms(call: Callable[[], object]) -> float:
@@ -82,17 +83,27 @@ def measure(client: TritonClient, runner: OnnxRunner, size: int, repeats: int) -
         repeats,
     )
     rows.append(row("cached prompt", served, bare, "5 ms where bare is 2.5 to 3 (256 px)"))
-    volume = rng.integers(0, 255, (SLICES, size, size, 3), np.uint8)
-    jobs = [
-        Job(i, "sam2_predict", {"image": plane, **box}, ("masks",))
-        for i, plane in enumerate(volume)
+
+    def volume() -> list[Job]:
+        """Slices that the server has not seen: of those that it has, it keeps the features."""
+        planes = rng.integers(0, 255, (SLICES, size, size, 3), np.uint8)
+        return [
+            Job(i, "sam2_predict", {"image": plane, **box}, ("masks",))
+            for i, plane in enumerate(planes)
+        ]
+
+    def encode_all() -> None:
+        for _ in range(SLICES):
+            runner.run("encoder", {"image": image})
+
+    # The machine's speed drifts within the seconds of a volume: the ratio is that of neighbours.
+    volumes = [volume() for _ in range(VOLUME_TURNS)]
+    turns = [
+        (timed_ms(lambda jobs=jobs: list(client.run_all(jobs))), timed_ms(encode_all))
+        for jobs in volumes
     ]
-    before = [timed_ms(lambda: runner.run("encoder", {"image": image})) for _ in range(SLICES // 2)]
-    served = timed_ms(lambda: list(client.run_all(jobs)))
-    after = [timed_ms(lambda: runner.run("encoder", {"image": image})) for _ in range(SLICES // 2)]
-    rows.append(
-        row(f"{SLICES} slices, against encoder alone", served, sum(before + after), "<= 1.10")
-    )
+    served, bare = sorted(turns, key=lambda turn: turn[0] / turn[1])[VOLUME_TURNS // 2]
+    rows.append(row(f"{SLICES} slices, against encoder alone", served, bare, "<= 1.10"))
     return rows
 
 
@@ -172,7 +183,8 @@ def main() -> None:
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()} processor, {os.cpu_count()} cores. "
         f"`benchmarks/serving.py`, {options.threads} threads each, spinning off in both, medians "
-        f"of {options.repeats} turns; load of the machine before the run {load_before:.1f}.",
+        f"of {options.repeats} turns, of the volume {VOLUME_TURNS}; load of the machine before the "
+        f"run {load_before:.1f}.",
         "",
         "| what | Triton, ms | bare session, ms | ratio | target |",
         "| --- | --- | --- | --- | --- |",
