@@ -50,7 +50,8 @@ docs: setup  ## Write docs/reference again from the models and the command line
 images:  ## Build the container images; their SBOMs (CycloneDX) lie in build/images
 	@tools/images.sh
 
-test-cluster: setup prepare  ## Run the tests that need a Kubernetes cluster (KUBECONFIG, the kit, or kind)
+test-cluster: setup  ## Run the tests that need a Kubernetes cluster (KUBECONFIG, the kit, or kind)
+	@$(BIN)/python -m tools.prepare_tests --cluster
 	@$(THREADS) tools/test_cluster.sh $(VENV)
 
 clean:  ## Remove the environment, caches and everything that the commands above left

@@ -7,6 +7,7 @@ in the user's cache folder. Else `go install` builds it there (some minutes).
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -33,6 +34,8 @@ class GoTool:
         version_variable: Go variable that the build sets to the version; empty for none.
         version_arguments: What makes the program print its version.
         version_prefix: How that print must begin for a binary found elsewhere; empty takes any.
+        module: Path of its module. Where it is given the package is built within the module's own
+            source, as a module needs it whose versions a proxy does not list.
     """
 
     name: str
@@ -41,6 +44,31 @@ class GoTool:
     version_variable: str
     version_arguments: tuple[str, ...]
     version_prefix: str = ""
+    module: str = ""
+
+    def source(self) -> Path:
+        """Folder of the module's source, from the module cache or a proxy; read-only.
+
+        Raises:
+            ToolUnavailableError: It cannot be had.
+        """
+        go = shutil.which("go")
+        if go is None:
+            raise ToolUnavailableError(f"no Go to get the source of {self.name} with")
+        command = [go, "mod", "download", "-json", f"{self.module}@{self.version}"]
+        try:
+            done = subprocess.run(  # noqa: S603
+                command, cwd="/", capture_output=True, text=True, timeout=BUILD_TIMEOUT_S
+            )
+        except subprocess.TimeoutExpired:
+            raise ToolUnavailableError(
+                f"{self.module} took longer than {BUILD_TIMEOUT_S} s"
+            ) from None
+        found = json.loads(done.stdout or "{}")
+        if "Dir" not in found:
+            reason = found.get("Error", done.stderr.strip())
+            raise ToolUnavailableError(f"go mod download {self.module}@{self.version}: {reason}")
+        return Path(found["Dir"])
 
     def path(self) -> Path:
         """Path of the binary.
@@ -79,16 +107,19 @@ class GoTool:
         return target
 
     def _install(self, go: str, target: Path) -> None:
-        module = f"{self.package}@{self.version}"
+        what = f"{self.package}@{self.version}"
         stamp = f" -X {self.version_variable}={self.version}" if self.version_variable else ""
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             environment = {**os.environ, "GOBIN": folder, "CGO_ENABLED": "0", "GOFLAGS": ""}
             flags = ["-trimpath", "-buildvcs=false", "-ldflags", f"-s -w{stamp}"]
+            command = [go, "install", *flags, what]
+            if self.module:
+                command = [go, "build", *flags, "-o", f"{folder}/{self.name}", self.package]
             try:
                 # Away from the repository: a go.mod around it must not matter.
                 subprocess.run(  # noqa: S603
-                    [go, "install", *flags, module],
-                    cwd=folder,
+                    command,
+                    cwd=self.source() if self.module else folder,
                     env=environment,
                     capture_output=True,
                     text=True,
@@ -97,10 +128,10 @@ class GoTool:
                 )
             except subprocess.CalledProcessError as error:
                 reason = error.stderr.strip().splitlines()[-1:] or ["no message"]
-                raise ToolUnavailableError(f"go install {module} failed: {reason[0]}") from None
+                raise ToolUnavailableError(f"building {what} failed: {reason[0]}") from None
             except subprocess.TimeoutExpired:
                 took = f"took longer than {BUILD_TIMEOUT_S} s"
-                raise ToolUnavailableError(f"go install {module} {took}") from None
+                raise ToolUnavailableError(f"building {what} {took}") from None
             (Path(folder) / self.name).replace(target)
 
 

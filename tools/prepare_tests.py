@@ -1,12 +1,13 @@
-"""Get what the tests need beside the environment: `python -m tools.prepare_tests`.
+"""Get what the tests need beside the environment: `python -m tools.prepare_tests [--cluster]`.
 
-Helm, an S3 server and Triton's own environment are found or made once, here, where minutes are no
-matter, and not inside a test with its time limit. What cannot be had is said and left out: its
-tests then skip with the same reason.
+Helm, an S3 server and Triton's own environment, and for the tests on a cluster Kubeflow Trainer,
+are found or made once, here, where minutes are no matter, and not inside a test with its time
+limit. What cannot be had is said and left out: its tests then skip with the same reason.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -28,13 +29,35 @@ VERSITYGW = GoTool(
     version_variable="main.Version",
     version_arguments=("--version",),
 )
+JOBSET = GoTool(
+    name="jobset",
+    package="sigs.k8s.io/jobset",
+    version="v0.11.1",
+    version_variable="",
+    version_arguments=("--help",),
+    module="sigs.k8s.io/jobset",
+)
+TRAINER = GoTool(
+    name="trainer-controller-manager",
+    package="github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager",
+    version="v2.2.0",
+    version_variable="",
+    version_arguments=("--help",),
+    module="github.com/kubeflow/trainer/v2",
+)
 
 
 def main() -> None:
     """Prepare each thing, and say how long it took."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cluster", action="store_true", help="also for the tests on a cluster")
+    options = parser.parse_args()
     _prepare("helm", HELM.path)
     _prepare("an S3 server", VERSITYGW.path)
     _prepare("Triton's environment", lambda: ensure(TRITON_ENVIRONMENT))
+    if options.cluster:
+        _prepare("JobSet", JOBSET.path)
+        _prepare("Kubeflow Trainer", TRAINER.path)
 
 
 def _prepare(what: str, make: Callable[[], object]) -> None:

@@ -1,16 +1,23 @@
-"""One training on two pods: an Indexed Job on a real cluster, with a pod killed on the way."""
+"""One training on two pods of a real cluster, with a pod killed on the way.
+
+Once as an Indexed Job, and once as a TrainJob of a real Kubeflow Trainer.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from cluster_tools import Cluster
+from kubeflow_trainer import trainer
 from kubernetes import config as kubeconfig
+from tools.go_tool import ToolUnavailableError
 
 from sssflow.pipeline import cluster_objects
 from sssflow.pipeline.config import NodesConfig
@@ -19,6 +26,7 @@ from sssflow.pipeline.nodes import Order, indexed_job, order
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
+Kind = Literal["trainjob", "job"]
 MOUNT = "/mnt/sssflow"
 SETTINGS = """
 train:
@@ -69,20 +77,20 @@ def objects(cluster: Cluster, namespace: str) -> cluster_objects.Cluster:
     return cluster_objects.Cluster(kubeconfig.new_client_from_config(path), namespace)
 
 
-def asked_for(namespace: str, image: str, command: tuple[str, ...], nodes: int = 2) -> Order:
+def asked_for(namespace: str, image: str, command: tuple[str, ...], kind: Kind = "job") -> Order:
     config = NodesConfig(
-        nodes=nodes,
+        nodes=2,
         image=image,
         claim="shared",
         claim_path=MOUNT,
-        kind="job",
+        kind=kind,
         gpu_type="",
         cpu="500m",
         memory="1500Mi",
         shared_memory="64Mi",
         attempts=4,
     )
-    return order(config, namespace, command, nodes, f"{MOUNT}/{command[0]}")
+    return order(config, namespace, command, config.nodes, f"{MOUNT}/{command[0]}")
 
 
 def in_one_pod(cluster: Cluster, namespace: str, image: str, name: str, script: str) -> str:
@@ -118,6 +126,38 @@ def kill_machine_1_after_a_checkpoint(cluster: Cluster, namespace: str, killed: 
         time.sleep(0.5)
 
 
+@pytest.fixture
+def kubeflow_trainer(cluster: Cluster, pipeline_image: str, tmp_path: Path) -> Iterator[None]:
+    """A real Kubeflow Trainer in the cluster, or a skip with the reason."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(trainer(cluster, pipeline_image, tmp_path / "trainer"))
+        except ToolUnavailableError as error:
+            pytest.skip(str(error))
+        yield
+
+
+def train_with_a_kill(
+    cluster: Cluster, objects: cluster_objects.Cluster, wanted: Order, pulse: Path
+) -> None:
+    """Train on two pods, kill one after a checkpoint, and look at what came out."""
+    namespace, image = wanted.namespace, wanted.config.image
+    in_one_pod(cluster, namespace, image, "prepare", PREPARE)
+    killed: list[str] = []
+    killer = threading.Thread(
+        target=kill_machine_1_after_a_checkpoint, args=(cluster, namespace, killed), daemon=True
+    )
+    killer.start()
+    run_on_nodes(objects, wanted, pulse, Pace(poll_s=1.0))
+    killer.join(timeout=700)
+    assert killed
+    for kind in ("TrainJob", "Job", "Service"):
+        assert objects.find(kind, wanted.name) is None
+    record = json.loads(in_one_pod(cluster, namespace, image, "read", f"cat {MOUNT}/run/run.json"))
+    assert record["steps"] == 200
+    assert record["device"].startswith("2 processes, each on cpu")
+
+
 def test_two_pods_train_one_student_and_go_on_after_one_was_killed(
     cluster: Cluster,
     namespace: str,
@@ -125,20 +165,17 @@ def test_two_pods_train_one_student_and_go_on_after_one_was_killed(
     pipeline_image: str,
     tmp_path: Path,
 ) -> None:
-    in_one_pod(cluster, namespace, pipeline_image, "prepare", PREPARE)
-    killed: list[str] = []
-    killer = threading.Thread(
-        target=kill_machine_1_after_a_checkpoint, args=(cluster, namespace, killed), daemon=True
-    )
-    killer.start()
     wanted = asked_for(namespace, pipeline_image, TRAIN)
-    run_on_nodes(objects, wanted, tmp_path / "pulse", Pace(poll_s=1.0))
-    killer.join(timeout=700)
-    assert killed
-    assert objects.find("Job", wanted.name) is None
-    assert objects.find("Service", wanted.name) is None
-    record = json.loads(
-        in_one_pod(cluster, namespace, pipeline_image, "read", f"cat {MOUNT}/run/run.json")
-    )
-    assert record["steps"] == 200
-    assert record["device"].startswith("2 processes, each on cpu")
+    train_with_a_kill(cluster, objects, wanted, tmp_path / "pulse")
+
+
+def test_a_train_job_of_kubeflow_trainer_does_the_same(
+    kubeflow_trainer: None,
+    cluster: Cluster,
+    namespace: str,
+    objects: cluster_objects.Cluster,
+    pipeline_image: str,
+    tmp_path: Path,
+) -> None:
+    wanted = asked_for(namespace, pipeline_image, TRAIN, kind="trainjob")
+    train_with_a_kill(cluster, objects, wanted, tmp_path / "pulse")
