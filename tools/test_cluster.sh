@@ -41,12 +41,23 @@ install_kfp() {
     say "KFP $version is up"
 }
 
+# Once in many starts the kit's kubelet is there before containerd answers, and ends.
+kit_up() {
+    "$kit/cluster-up" || {
+        say "the kit's cluster did not start; once more" >&2
+        "$kit/cluster-down" >&2
+        "$kit/cluster-up"
+    }
+}
+
 make_cluster() {
+    local exports
     if [ -n "${KUBECONFIG:-}" ]; then
         say "the cluster of KUBECONFIG"
     elif [ -x "$kit/cluster-up" ]; then
         "$kit/cluster-status" >/dev/null 2>&1 || undo+=(stop_kit)
-        eval "$("$kit/cluster-up")"
+        exports=$(kit_up)
+        eval "$exports"
         say "the kit's cluster is up"
     elif command -v kind >/dev/null; then
         KUBECONFIG=$(mktemp)
