@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -256,13 +257,15 @@ def test_a_server_never_starts_on_another_repository(site: Site) -> None:
     wrong = f"modelRepository.digest={'f' * 64}"
     site.release("install", "sam2-triton", "-f", str(site.values), "--set", wrong)
     try:
-        path = "jsonpath={.items[0].status.initContainerStatuses[0].restartCount}"
-        wait = "--for=jsonpath={.status.initContainerStatuses[0].restartCount}=1"
-        name = "app.kubernetes.io/instance=demo"
-        site.kubectl("wait", wait, "pod", "-l", name, "--timeout=120s")
-        log = site.kubectl("logs", "-l", name, "-c", "sync", "--previous")
-        assert "Another model repository lies here" in log
-        assert site.kubectl("get", "pods", "-l", name, "-o", path) >= "1"
+        name, log, until = "app.kubernetes.io/instance=demo", "", time.monotonic() + 120
+        # There is no pod at first, and no log of what ended while the next container starts.
+        while "Another model repository lies here" not in log:
+            assert time.monotonic() < until, log
+            time.sleep(1)
+            log = site.kubectl("logs", "-l", name, "-c", "sync", "--previous", check=False)
+        (pod,) = site.cluster.get("-n", site.namespace, "pods", "-l", name)["items"]
+        assert pod["status"]["initContainerStatuses"][0]["restartCount"] >= 1
+        assert not pod["status"]["initContainerStatuses"][0]["ready"]
     finally:
         site.uninstall("demo")
 
