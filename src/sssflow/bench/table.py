@@ -11,6 +11,7 @@ from sssflow.bench.published import PublishedRow
 from sssflow.bench.scores import Estimate, GroupRow
 from sssflow.contracts.bench import RunFailure, RunKey
 from sssflow.evaluation.metrics import CONVENTIONS
+from sssflow.evaluation.report.words import p_number
 
 _DASH = "–"
 
@@ -297,9 +298,7 @@ def _plain(value: float | None) -> str:
 
 def p_cell(value: float | None) -> str:
     """A p-value with three decimals, never as 0; a dash where there is none."""
-    if value is None:
-        return _DASH
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+    return _DASH if value is None else p_number(value)
 
 
 def _hd95(row: GroupRow) -> str:

@@ -70,7 +70,12 @@ def p_text(value: float | None) -> str:
     """A p-value as `p = 0.031` or `p < 0.001`."""
     if value is None:
         return "no test"
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    return f"p {p_number(value)}" if value < 0.001 else f"p = {p_number(value)}"
+
+
+def p_number(value: float) -> str:
+    """A p-value with three decimals, never as 0: `0.031` or `< 0.001`."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def plural(count: int, name: str) -> str:
