@@ -99,13 +99,12 @@ make_images() {
 
 on_kit() { ctr --address "${CLUSTER_RUN:-/run/local-cluster}/containerd.sock" --namespace k8s.io "$@"; }
 
-# What earlier runs loaded stays on the kit's node by its digest, of no more use.
+# What earlier runs loaded stays on the kit's node, by its tag and by each of its digests.
 make_way() {
     local image=$1 old size
-    for old in $(on_kit images ls --quiet | grep "^docker.io/${image%:*}@"); do
-        on_kit images rm "$old" >/dev/null
+    for old in $(on_kit images ls --quiet | grep "^docker.io/${image%:*}[:@]"); do
+        on_kit images rm --sync "$old" >/dev/null
     done
-    on_kit images ls --quiet | grep -qx "docker.io/$image" && return
     size=$(docker image inspect --format '{{.Size}}' "$image")
     # Its archive and its files, and what the pods themselves write.
     need_room "loading $image" "${CLUSTER_STATE:-/var/lib/local-cluster}" $((2 * size / 1024 ** 3 + 3))
