@@ -1,7 +1,7 @@
 """Find a program that is written in Go, or build it from its module.
 
 Looked for in this order: PATH, the cluster kit beside the repository, the build of an earlier call
-in the user's cache folder. Else `go install` builds it there (some minutes).
+in the user's cache folder. Else Go builds it there (some minutes).
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ class Killer:
         return thread
 
     def _consider(self, pod: dict[str, Any]) -> None:
-        labels, phase, name = pod["metadata"]["labels"], pod["status"]["phase"], _name(pod)
+        meta, phase = pod["metadata"], pod["status"]["phase"]
+        labels, name = meta["labels"], meta["name"]
         job, task = labels[JOB], labels[TASK]
         if name in self._done or phase == "Pending" or self._kills[job] == KILLS_PER_JOB:
             return
@@ -99,7 +100,3 @@ class Killer:
         else:
             site.kubectl("exec", name, "--", "python3", "-c", KILL, check=False)
         self.killed[task] += 1
-
-
-def _name(pod: dict[str, Any]) -> str:
-    return str(pod["metadata"]["name"])
