@@ -41,6 +41,7 @@ class RunOrder(Record):
     dataset_digest: Sha256
     out: Path
     chains: Path
+    trainings: Path
     threads: int = 0
 
     @property

@@ -1,13 +1,11 @@
 """One run: SAM-2's masks where the method needs them made before, training, evaluation.
 
-The staged chain (warm-up, adaptation, prompts, masks) lies in a folder named by what it depends
-on, so that all runs of the same settings, data and seed share one.
+The staged chain (warm-up, adaptation, prompts, masks) and every training lie in folders named by
+what they depend on (`sssflow.bench.shared`), so that all runs that need the same share one.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +16,14 @@ from pathlib import Path
 import torch
 
 from sssflow.bench.plan import RunOrder
+from sssflow.bench.shared import (
+    adapted_name,
+    chain_name,
+    held,
+    link_files,
+    training_name,
+    warmup_of,
+)
 from sssflow.contracts.bench import RunResult
 from sssflow.contracts.dataset import DatasetManifest, Role
 from sssflow.contracts.evaluation import EvaluationSummary
@@ -35,7 +41,6 @@ from sssflow.sam.promptable import Generalist
 from sssflow.storage.atomic import write_text
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference
-from sssflow.storage.lock import locked
 from sssflow.training import stage as training
 from sssflow.training.config import TrainConfig
 from sssflow.training.loop import Progress
@@ -79,12 +84,11 @@ def run(order: RunOrder, say: Say = _LOG.info) -> RunResult:
     manifest = load_contract(DatasetManifest, order.dataset)
     config, chain = settings.train, Chain()
     if needs_masks(config, manifest.class_count):
-        warmup = round(order.warmup_share * config.steps)
-        chain = make_chain(order, settings, manifest, warmup, say)
+        chain = make_chain(order, say)
     generalist = None
     if any(train.method == "semisam" for train in (config, *order.beside)):
         generalist = load_generalist(
-            settings.generalist, adapted=_adapted_for_generalist(order, manifest, chain, say)
+            settings.generalist, adapted=_adapted_for_generalist(order, chain, say)
         )
     records = {
         name: _train(order, name, train, chain, generalist, say)
@@ -110,19 +114,22 @@ def _train(
     say: Say,
 ) -> RunRecord:
     """One training; the start of the chain serves only a network of the same kind."""
+    place = order.trainings / training_name(order, config)
     start = chain.start if config.network == order.experiment.train.network else None
     if start is not None:
         config = config.model_copy(update={"steps": config.steps - chain.steps})
     told = config.method if name == "train" else f"{config.method}, {name}"
-    record = training.run(
-        config,
-        order.dataset,
-        order.out / name,
-        masks=chain.masks,
-        start=start,
-        generalist=generalist,
-        progress=_told(say, told),
-    )
+    with held(place, "training", say):
+        record = training.run(
+            config,
+            order.dataset,
+            place,
+            masks=chain.masks,
+            start=start,
+            generalist=generalist,
+            progress=_told(say, told),
+        )
+    link_files(place, order.out / name)
     chain.wall_time_s[name] = record.wall_time_s
     return record
 
@@ -176,29 +183,20 @@ def needs_masks(config: TrainConfig, class_count: int) -> bool:
     return build_method(student, config).needs_masks
 
 
-def make_chain(
-    order: RunOrder,
-    settings: ExperimentConfig,
-    manifest: DatasetManifest,
-    steps: int,
-    say: Say,
-) -> Chain:
+def make_chain(order: RunOrder, say: Say) -> Chain:
     """Warm-up, adaptation of SAM-2, prompts and masks; parts that are there are taken over.
 
     Another process that makes the same chain is waited for.
     """
-    warmup = settings.train.model_copy(update={"method": "supervised", "steps": steps})
-    depends = [manifest.digest, warmup.digest(), settings.adapt.digest(), settings.sam.digest()]
-    depends += [settings.prompts.digest(), *(role.value for role in settings.pipeline.scored_roles)]
-    name = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
-    chain = Chain(steps=steps)
-    with _alone(order.chains / name, say) as out:
+    settings, warmup = order.experiment, warmup_of(order)
+    chain = Chain(steps=warmup.steps)
+    with held(order.chains / chain_name(order), "SAM-2 masks", say) as out:
         record = training.run(
             warmup, order.dataset, out / "warmup", progress=_told(say, "warm-up, supervised")
         )
         chain.wall_time_s["warmup"] = record.wall_time_s
         chain.start = out / "warmup" / "model" / "model.json"
-        weights = _adapted(order, manifest, chain, say)
+        weights = _adapted(order, chain, say)
         for role in (Role.UNLABELLED, *settings.pipeline.scored_roles):
             folder = out / role.value
             with _timed(out, f"sam2_{role.value}", folder / "masks/masks.json", chain, say) as todo:
@@ -211,7 +209,7 @@ def make_chain(
     return chain
 
 
-def _adapted(order: RunOrder, manifest: DatasetManifest, chain: Chain, say: Say) -> Path | None:
+def _adapted(order: RunOrder, chain: Chain, say: Say) -> Path | None:
     """SAM-2 after it saw the labelled cases; all runs of the same labels share it.
 
     None where the settings leave the adaptation out.
@@ -219,9 +217,7 @@ def _adapted(order: RunOrder, manifest: DatasetManifest, chain: Chain, say: Say)
     settings = order.experiment
     if not settings.adapt.steps:
         return None
-    depends = [manifest.digest, settings.adapt.digest(), settings.sam.digest()]
-    name = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
-    with _alone(order.chains / f"sam2-{name}", say) as out:
+    with held(order.chains / adapted_name(order), "adaptation of SAM-2", say) as out:
         weights = out / adapt.ADAPTED_FILE
         with _timed(out, "adapt", weights, chain, say) as needed:
             if needed:
@@ -230,14 +226,12 @@ def _adapted(order: RunOrder, manifest: DatasetManifest, chain: Chain, say: Say)
     return weights
 
 
-def _adapted_for_generalist(
-    order: RunOrder, manifest: DatasetManifest, chain: Chain, say: Say
-) -> Path | None:
+def _adapted_for_generalist(order: RunOrder, chain: Chain, say: Say) -> Path | None:
     """`_adapted`, where semisam asks that very model; weights that are named stay as they are."""
     asked = order.experiment.generalist
     if asked.kind != "sam2" or asked.weights or asked.size != order.experiment.sam.size:
         return None
-    return _adapted(order, manifest, chain, say)
+    return _adapted(order, chain, say)
 
 
 def _masks(
@@ -252,14 +246,6 @@ def _masks(
     prompts.run(asked, dataset, model, folder / "prompts")
     prompt_file = folder / "prompts" / "prompts.json"
     sam.run(settings.sam, dataset, prompt_file, folder / "masks", weights=weights)
-
-
-@contextmanager
-def _alone(folder: Path, say: Say) -> Iterator[Path]:
-    """Hold `folder`; another run that makes the same parts is waited for."""
-    told = "waiting for another run that makes the same SAM-2 masks"
-    with locked(folder / ".chain-lock", waiting=lambda: say(told)):
-        yield folder
 
 
 @contextmanager

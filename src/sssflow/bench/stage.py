@@ -17,6 +17,7 @@ from sssflow.bench.protocol import Protocol
 from sssflow.bench.published import published_rows
 from sssflow.bench.run import RESULT_FILE, finished
 from sssflow.bench.scores import group_rows, read_scores
+from sssflow.bench.shared import new_trainings_first
 from sssflow.bench.table import markdown, table_csv
 from sssflow.contracts.base import Contract
 from sssflow.contracts.bench import BenchRecord, RunFailure, RunKey, RunResult
@@ -98,7 +99,7 @@ def run(protocol: Protocol, config: BenchConfig, inputs: Inputs, out: Path) -> B
     datasets = _datasets(protocol, config, inputs, keys, out)
     orders = [_order(protocol, config, key, datasets, out) for key in keys]
     pool = Pool(config.parallel, config.poll_s)
-    waiting = [order for order in orders if not _is_finished(order, pool)]
+    waiting = [o for o in new_trainings_first(orders) if not _is_finished(o, pool)]
     _LOG.info("%d of %d runs are there already", len(orders) - len(waiting), len(orders))
 
     def tabulate(_: RunOrder | None = None) -> BenchRecord:
@@ -201,6 +202,7 @@ def _order(
         dataset_digest=load_contract(DatasetManifest, dataset).digest,
         out=(out / RUNS / key.name).absolute(),
         chains=(out / "chains").absolute(),
+        trainings=(out / "trainings").absolute(),
         threads=config.threads or max(1, cores // config.parallel),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from sssflow.bench.plan import RunOrder, settings_beside, settings_of
 from sssflow.bench.protocol import Protocol
 from sssflow.bench.run import run
 from sssflow.bench.scores import read_scores
+from sssflow.bench.shared import link_files, new_trainings_first
 from sssflow.contracts.bench import RunKey
 from sssflow.contracts.model import TrainedModel
 from sssflow.contracts.run import RunRecord
@@ -49,6 +51,7 @@ def order_for(
         dataset_digest=manifest.digest,
         out=out / "run",
         chains=out / "chains",
+        trainings=out / "trainings",
     )
 
 
@@ -101,6 +104,52 @@ def test_two_networks_of_different_seeds_are_measured_by_their_mean(
     wanted = [float(r["strict_dice"]) for r in rows if r["model"] == "average" and r["strict_dice"]]
     table = read_scores(result, order.out).tables["strict_dice"]
     assert table.score_nc[~(table.score_nc != table.score_nc)].tolist() == wanted
+
+
+def test_variants_of_the_test_alone_share_one_training(
+    tiny_protocol: Protocol, whole: Path, tmp_path: Path
+) -> None:
+    plain = order_for(tiny_protocol, whole, tmp_path)
+    flipped = order_for(tiny_protocol, whole, tmp_path, variant="flips")
+    flipped = flipped.model_copy(update={"out": tmp_path / "flipped"})
+    two = order_for(tiny_protocol, whole, tmp_path, variant="two")
+    rare = order_for(tiny_protocol, whole, tmp_path, variant="rare")
+    said: list[str] = []
+    results = [run(plain, said.append), run(flipped, said.append)]
+    assert len([line for line in said if "step" in line]) == 6, "trained once"
+    assert results[0].model_digest == results[1].model_digest
+    assert results[0].order_digest != results[1].order_digest
+    assert new_trainings_first([plain, flipped, two, rare]) == [plain, two, rare, flipped]
+
+
+def test_linked_files_are_whole_after_a_call_that_was_cut_off(tmp_path: Path) -> None:
+    source, target = tmp_path / "training", tmp_path / "run" / "train"
+    for name in ("run.json", "model/model.json", "checkpoints/step_1/state", ".lock"):
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    (target / "model").mkdir(parents=True)
+    (target / "model" / "model.json").write_text("half a c")
+    for _ in range(2):
+        link_files(source, target)
+        found = {
+            str(p.relative_to(target)): p.read_text() for p in target.rglob("*") if p.is_file()
+        }
+        assert found == {"run.json": "run.json", "model/model.json": "model/model.json"}
+    assert (target / "run.json").samefile(source / "run.json")
+
+
+def test_where_there_are_no_hard_links_files_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "run.json").write_text("record")
+    link_files(tmp_path / "training", tmp_path / "run")
+    assert (tmp_path / "run" / "run.json").read_text() == "record"
 
 
 def test_the_digest_of_an_order_names_the_networks_beside_too(

@@ -27,12 +27,12 @@ def rows(out: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO((out / stage.CSV_FILE).read_text("utf-8"))))
 
 
-def stop_once_there(folder: Path) -> threading.Thread:
-    """Send SIGTERM to this process, which runs the benchmark, when `folder` has a checkpoint."""
+def stop_once_there(folder: Path, pattern: str) -> threading.Thread:
+    """Send SIGTERM to this process, which runs the benchmark, when `folder` has such a file."""
 
     def wait() -> None:
         until_s = time.monotonic() + 300
-        while not list(folder.glob("step_*")) and time.monotonic() < until_s:
+        while not list(folder.glob(pattern)) and time.monotonic() < until_s:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -50,14 +50,14 @@ def test_a_benchmark_stops_goes_on_fails_apart_and_compares(
     # bcp refuses batches that are not even, so that run alone fails.
     lines = ("train.batch_labelled=3", "train.steps=150", "train.checkpoint_every_steps=5")
     alone = tiny_bench.model_copy(update={"methods": ("supervised",), "settings": lines})
-    checkpoints = tmp_path / "runs" / SUPERVISED / "train" / "checkpoints"
-    thread = stop_once_there(checkpoints)
+    checkpoints = "trainings/*/checkpoints/step_*"
+    thread = stop_once_there(tmp_path, checkpoints)
     with pytest.raises(InterruptedRun, match="0 of 1 runs are there"):
         stage.run(tiny_protocol, alone, inputs, tmp_path)
     thread.join()
     record = load_contract(BenchRecord, tmp_path / stage.RECORD_FILE)
     assert record.missing == (SUPERVISED,) or SUPERVISED in record.failures
-    reached = max(int(path.name[-8:]) for path in checkpoints.glob("step_*"))
+    reached = max(int(path.name[-8:]) for path in tmp_path.glob(checkpoints))
     assert 0 < reached < 150
 
     both = alone.model_copy(update={"methods": ("supervised", "bcp"), "parallel": 2})

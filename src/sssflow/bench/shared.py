@@ -1,0 +1,106 @@
+"""What runs of one table share, each part in a folder named by all that it depends on.
+
+The staged chain, SAM-2 after it saw the labelled cases, and the trainings: variants that change
+the test alone (`flips`, `largest`) and the first network of `two` cost no training of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from sssflow.bench.plan import RunOrder
+from sssflow.storage.atomic import disk_errors
+from sssflow.storage.lock import locked
+from sssflow.training.config import TrainConfig
+
+_LOCK = ".shared-lock"
+_LEFT_BEHIND = ("checkpoints", ".lock", _LOCK)
+
+
+def warmup_of(order: RunOrder) -> TrainConfig:
+    """The supervised training that the chain of `order` begins with."""
+    train = order.experiment.train
+    steps = round(order.warmup_share * train.steps)
+    return train.model_copy(update={"method": "supervised", "steps": steps})
+
+
+def chain_name(order: RunOrder) -> str:
+    """Name of the chain: warm-up, adaptation, prompts and masks of every role that is needed."""
+    settings = order.experiment
+    parts = [order.dataset_digest, warmup_of(order).digest(), settings.adapt.digest()]
+    parts += [settings.sam.digest(), settings.prompts.digest()]
+    return _name([*parts, *(role.value for role in settings.pipeline.scored_roles)])
+
+
+def adapted_name(order: RunOrder) -> str:
+    """Name of SAM-2's weights after it saw the labelled cases."""
+    settings = order.experiment
+    parts = [order.dataset_digest, settings.adapt.digest(), settings.sam.digest()]
+    return "sam2-" + _name(parts)
+
+
+def training_name(order: RunOrder, config: TrainConfig) -> str:
+    """Name of a training of `order`; the chain counts whether or not the method learns from it."""
+    parts = [order.dataset_digest, config.digest(), chain_name(order)]
+    return _name([*parts, order.experiment.generalist.digest()])
+
+
+def new_trainings_first(orders: Sequence[RunOrder]) -> list[RunOrder]:
+    """The orders, seed by seed; those whose trainings all stand before come last in their seed.
+
+    Started beside the run that trains for them, they would hold a process that only waits.
+    """
+    seeds = list(dict.fromkeys(order.key.seed for order in orders))
+    known: set[str] = set()
+    late: dict[int, list[RunOrder]] = {seed: [] for seed in seeds}
+    first: dict[int, list[RunOrder]] = {seed: [] for seed in seeds}
+    for order in orders:
+        configs = (order.experiment.train, *order.beside)
+        names = {training_name(order, config) for config in configs}
+        (late if names <= known else first)[order.key.seed].append(order)
+        known |= names
+    return [order for seed in seeds for order in (*first[seed], *late[seed])]
+
+
+@contextmanager
+def held(folder: Path, what: str, say: Callable[[str], object]) -> Iterator[Path]:
+    """Be the only process that makes `folder`; another one that does is waited for."""
+    told = f"waiting for another run that makes the same {what}"
+    with locked(folder / _LOCK, waiting=lambda: say(told)):
+        yield folder
+
+
+def link_files(source: Path, target: Path) -> None:
+    """Give `target` the files of a finished training, without checkpoints, at no cost of room.
+
+    Copies where the file system has no hard links. A call that was cut off is made good by the
+    next one.
+
+    Raises:
+        UnavailableError: The disk is full, read-only or refuses access.
+    """
+    with disk_errors(target):
+        for path in sorted(source.rglob("*")):
+            inner = path.relative_to(source)
+            if path.is_file() and inner.parts[0] not in _LEFT_BEHIND:
+                (target / inner).parent.mkdir(parents=True, exist_ok=True)
+                _link(path, target / inner)
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
+        return
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _name(parts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:16]
