@@ -31,6 +31,7 @@ R = TypeVar("R")
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _GONE = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+_RESTRICTED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 
 
 class TransportError(Exception):
@@ -192,6 +193,7 @@ class TritonClient:
         Raises:
             DataError: It does not load; the server goes on with the version that it had.
             UnavailableError: No server, or no answer within the deadline.
+            UsageError: The server wants the admin key for this.
         """
         self._control("load", model)
 
@@ -200,6 +202,7 @@ class TritonClient:
 
         Raises:
             UnavailableError: No server, or no answer within the deadline.
+            UsageError: The server wants the admin key for this.
         """
         self._control("unload", model)
 
@@ -208,7 +211,7 @@ class TritonClient:
         try:
             self._transport.control(verb, model, deadline_s)
         except TransportError as error:
-            if error.code in (*_GONE, "DEADLINE_EXCEEDED"):
+            if error.code in (*_GONE, *_RESTRICTED, "DEADLINE_EXCEEDED"):
                 raise _final(error, f"{verb} {model}", deadline_s) from None
             raise DataError(
                 f"The server cannot {verb} the model.", where=model, found=error.message[:800]
@@ -274,9 +277,12 @@ def _final(error: TransportError, where: str, deadline_s: float) -> SssflowError
         )
     if error.code in {"INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION"}:
         return DataError("The server refuses the request.", where=where, found=found)
-    if error.code in {"PERMISSION_DENIED", "UNAUTHENTICATED"}:
+    if error.code in _RESTRICTED:
         return UsageError(
-            "The server restricts this interface.", where=where, action="Give the admin key."
+            "The server restricts this interface.",
+            where=where,
+            found=found,
+            action="Give the admin key, or an address in grpc:// where HTTP alone is closed.",
         )
     return InternalError("The served model failed.", where=where, found=f"{error.code}: {found}")
 

@@ -221,6 +221,8 @@ def _meant(code: str, message: str) -> str:
     said = message.lower()
     if any(words in said for words in _ENDING):
         return "UNAVAILABLE"
+    if "protocol is restricted" in said:  # by gRPC, with the code UNAVAILABLE
+        return "PERMISSION_DENIED"
     return "NOT_FOUND" if "unknown model" in said else code
 
 

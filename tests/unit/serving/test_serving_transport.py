@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from sssflow.errors import InternalError
+from sssflow.errors import InternalError, UsageError
 from sssflow.serving.client import TritonClient
 from sssflow.serving.config import ClientConfig
 from sssflow.serving.transport import HttpTransport
@@ -23,6 +23,9 @@ class _Proxied(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
+        if "/closed/" in self.path:
+            self._send(b"", {}, status=403)
+            return
         if "/login/" in self.path:
             self._send(b"<html>Please log in</html>", {})
             return
@@ -31,8 +34,8 @@ class _Proxied(http.server.BaseHTTPRequestHandler):
         head = json.dumps({"model_name": "m", "outputs": [about]}).encode()
         self._send(head + VALUES.tobytes(), {"inference-header-content-length": str(len(head))})
 
-    def _send(self, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(200)
+    def _send(self, body: bytes, headers: dict[str, str], status: int = 200) -> None:
+        self.send_response(status)
         for name, value in {**headers, "content-length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
@@ -65,3 +68,12 @@ def test_an_answer_that_is_none_or_lacks_an_output_is_an_error_that_says_so(
         pytest.raises(InternalError, match=r"cannot be read|lacks the output"),
     ):
         client.infer(model, {"x": np.zeros(1, np.float32)}, [output])
+
+
+def test_who_asks_a_closed_interface_is_told_of_the_key_and_of_grpc(proxy: str) -> None:
+    config = ClientConfig(url=f"http://{proxy}", patience_s=0)
+    with TritonClient(config) as client:
+        with pytest.raises(UsageError, match=r"(?s)restricts this interface.*grpc://"):
+            client.infer("closed", {"x": np.zeros(1, np.float32)}, ["y"])
+        with pytest.raises(UsageError, match="Give the admin key"):
+            client.load("closed")
