@@ -8,24 +8,29 @@ those of validation and test cases are not read.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+from sssflow.contracts.base import Sha256
 from sssflow.contracts.dataset import DatasetManifest
 from sssflow.contracts.weights import PromptableWeights
-from sssflow.errors import UsageError
+from sssflow.errors import DataError, UsageError
 from sssflow.sam import pretrain
 from sssflow.sam.config import AdaptConfig, PretrainConfig, SamConfig
 from sssflow.sam.weights_io import weights_path
 from sssflow.storage.contracts import load_contract, save_contract
-from sssflow.storage.digest import reference, sha256_file
+from sssflow.storage.digest import reference, sha256_file, verified_path
 
+_LOG = logging.getLogger(__name__)
 ADAPTED_FILE = "sam2.json"
 
 
 def run(config: AdaptConfig, sam: SamConfig, dataset: Path, out: Path) -> PromptableWeights:
     """Adapt the weights that `sam` names to the labelled cases of `dataset`.
 
-    With one thread equal settings, data and starting weights give equal bits.
+    With one thread equal settings, data and starting weights give equal bits. The same call again
+    returns at once what is there; a run that was cut off, or whose weights were harmed since, is
+    made again.
 
     Args:
         config: Settings; `steps` must be above 0.
@@ -34,7 +39,7 @@ def run(config: AdaptConfig, sam: SamConfig, dataset: Path, out: Path) -> Prompt
         out: Folder; gets `nano.safetensors`, `nano.json`, and `sam2.json` last.
 
     Raises:
-        UsageError: Another size than nano, or no steps.
+        UsageError: Another size than nano, no steps, or `out` holds another adaptation.
         DataError: The dataset cannot be read or has no labelled case.
     """
     if sam.size != "nano" or config.steps < 1:
@@ -46,16 +51,47 @@ def run(config: AdaptConfig, sam: SamConfig, dataset: Path, out: Path) -> Prompt
             action="Set adapt.steps=0 to use the weights as they are.",
         )
     start = weights_path(sam.size, sam.weights)
+    asked = {
+        "start_sha256": sha256_file(start),
+        "dataset_digest": load_contract(DatasetManifest, dataset).digest,
+        "config_digest": config.digest(),
+    }
+    finished = _finished(out, asked)
+    if finished is not None:
+        return finished
     weights = pretrain.run(_training(config, start), out, dataset=dataset)
-    adapted = PromptableWeights(
-        weights=reference(weights),
-        start_sha256=sha256_file(start),
-        dataset_digest=load_contract(DatasetManifest, dataset).digest,
-        config_digest=config.digest(),
-        steps=config.steps,
-    )
+    adapted = PromptableWeights(weights=reference(weights), steps=config.steps, **asked)
     save_contract(adapted, out / ADAPTED_FILE)
     return adapted
+
+
+def _finished(out: Path, asked: dict[str, Sha256]) -> PromptableWeights | None:
+    """The adaptation that is there, if it is the one that is asked for and its weights are whole.
+
+    Raises:
+        UsageError: It is another one.
+    """
+    path = out / ADAPTED_FILE
+    if not path.exists():
+        return None
+    found = load_contract(PromptableWeights, path)
+    differ = [name for name, value in asked.items() if getattr(found, name) != value]
+    if differ:
+        raise UsageError(
+            "The folder holds an adaptation from other weights, data or settings.",
+            where=path,
+            expected="; ".join(f"{name} {asked[name][:12]}" for name in differ),
+            found="; ".join(f"{name} {getattr(found, name)[:12]}" for name in differ),
+            action="Choose another output folder, or remove this one.",
+        )
+    try:
+        verified_path(found.weights, base=out)
+    except DataError as error:
+        _LOG.warning("The adapted weights are damaged, and made again.\n%s", error)
+        path.unlink()
+        return None
+    _LOG.info("%s is finished; nothing to do", out)
+    return found
 
 
 def _training(config: AdaptConfig, start: Path) -> PretrainConfig:

@@ -39,10 +39,29 @@ def test_equal_adaptations_are_equal_and_serve_the_infer_stage(small_dataset, tm
     assert masks.config_digest == plain.config_digest, "the place of the weights is no setting"
 
 
-def test_harmed_weights_are_refused(small_dataset, tmp_path) -> None:
+def test_harmed_weights_are_refused_and_made_again_when_asked_for(small_dataset, tmp_path) -> None:
     dataset, prompts = small_dataset(1)
-    adapt.run(SHORT, SamConfig(), dataset, tmp_path / "a")
+    first = adapt.run(SHORT, SamConfig(), dataset, tmp_path / "a")
     with (tmp_path / "a" / "nano.safetensors").open("r+b") as file:
         file.write(b"x")
     with pytest.raises(DataError, match="another content"):
         stage.run(SamConfig(), dataset, prompts, tmp_path / "m", weights=tmp_path / "a/sam2.json")
+    assert adapt.run(SHORT, SamConfig(), dataset, tmp_path / "a") == first
+    stage.run(SamConfig(), dataset, prompts, tmp_path / "m", weights=tmp_path / "a/sam2.json")
+
+
+def test_the_same_call_again_trains_nothing_and_another_one_is_refused(
+    small_dataset, tmp_path, monkeypatch
+) -> None:
+    dataset, _ = small_dataset(1)
+    first = adapt.run(SHORT, SamConfig(), dataset, tmp_path / "a")
+
+    def trained(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(adapt.pretrain, "run", trained)
+    assert adapt.run(SHORT, SamConfig(), dataset, tmp_path / "a") == first
+    longer = AdaptConfig(steps=2)
+    with pytest.raises(UsageError, match="other weights, data or settings"):
+        adapt.run(longer, SamConfig(), dataset, tmp_path / "a")
+    assert load_contract(PromptableWeights, tmp_path / "a" / adapt.ADAPTED_FILE) == first
