@@ -1,7 +1,7 @@
 """Get what the tests need beside the environment: `python -m tools.prepare_tests [--cluster]`.
 
-Helm, an S3 server and Triton's own environment, and for the tests on a cluster Kubeflow Trainer,
-are found or made once, here, where minutes are no matter, and not inside a test with its time
+Helm, an S3 server and Triton's own environment, and for the tests on a cluster Kubeflow Trainer
+and kube-router, are found or made once, here, where minutes are no matter, and not inside a test with its time
 limit. What cannot be had is said and left out: its tests then skip with the same reason.
 """
 
@@ -45,6 +45,15 @@ TRAINER = GoTool(
     version_arguments=("--help",),
     module="github.com/kubeflow/trainer/v2",
 )
+KUBE_ROUTER = GoTool(
+    name="kube-router",
+    package="./cmd/kube-router",
+    version="v2.2.1",
+    version_variable="",
+    version_arguments=("--version",),
+    module="github.com/k3s-io/kube-router/v2",
+)
+"""Enforces NetworkPolicy on the kit's node. k3s's copy, because its versions can be had."""
 
 
 def main() -> None:
@@ -58,6 +67,7 @@ def main() -> None:
     if options.cluster:
         _prepare("JobSet", JOBSET.path)
         _prepare("Kubeflow Trainer", TRAINER.path)
+        _prepare("kube-router", KUBE_ROUTER.path)
 
 
 def _prepare(what: str, make: Callable[[], object]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from sssflow.bench.config import SUPERVISED
 from sssflow.bench.plan import baseline_variant
+from sssflow.bench.variants import DEFAULT
 from sssflow.contracts.bench import RunResult
 from sssflow.errors import DataError, InternalError
 from sssflow.evaluation.aggregate import (
@@ -50,7 +51,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Against the supervised runs of the same net and augmentation, on the same patients."""
+    """A row against another one, on the seeds and patients that both have."""
 
     baseline: str
     gain: Estimate
@@ -60,7 +61,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One row of the table: all seeds of one method, variant and label count."""
+    """One row of the table: all seeds of one method, variant and label count.
+
+    `comparison` is with the supervised runs of the same net and augmentation, `over_default` with
+    the same method's runs without the variant.
+    """
 
     method: str
     variant: str
@@ -69,6 +74,7 @@ class GroupRow:
     figures: Mapping[str, Estimate]
     dice_over_seeds: tuple[float, ...]
     comparison: Comparison | None
+    over_default: Comparison | None = None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -168,17 +174,22 @@ def _row(
         results=tuple(run.result for run in runs),
         figures=figures,
         dice_over_seeds=tuple(value for value in per_seed if value is not None),
-        comparison=_compare(group, groups, resampling, flips),
+        comparison=_compare(
+            group, (SUPERVISED, baseline_variant(variant), labelled), groups, resampling, flips
+        ),
+        over_default=_compare(group, (method, DEFAULT, labelled), groups, resampling, flips),
     )
 
 
 def _compare(
-    group: Group, groups: Mapping[Group, list[Scored]], resampling: Resampling, flips: int
+    group: Group,
+    other: Group,
+    groups: Mapping[Group, list[Scored]],
+    resampling: Resampling,
+    flips: int,
 ) -> Comparison | None:
-    """On the seeds that both have; None for a baseline or without one."""
-    method, variant, labelled = group
-    other = (SUPERVISED, baseline_variant(variant), labelled)
-    if method == SUPERVISED or other not in groups:
+    """On the seeds that both have; None without any, and for a row with itself."""
+    if group == other or other not in groups:
         return None
     mine = {run.result.key.seed: run for run in groups[group]}
     theirs = {run.result.key.seed: run for run in groups[other]}

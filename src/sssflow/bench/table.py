@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from sssflow.bench.protocol import Protocol
 from sssflow.bench.published import PublishedRow
-from sssflow.bench.scores import Estimate, GroupRow
+from sssflow.bench.scores import Comparison, Estimate, GroupRow
 from sssflow.contracts.bench import RunFailure, RunKey
 from sssflow.evaluation.metrics import CONVENTIONS
 from sssflow.evaluation.report.words import p_number
@@ -62,12 +62,11 @@ def _changed(changed: Sequence[str]) -> list[str]:
 
 def _results(protocol: Protocol, rows: Sequence[GroupRow]) -> list[str]:
     head = ["labelled", "method", "variant", "seeds", "Dice", "sd over seeds"]
-    head += ["gain over supervised", "p", "Jaccard", "HD95"]
+    head += ["gain over supervised", "p", "gain over its default", "p", "Jaccard", "HD95"]
     head += ["SSL4MIS: Dice / Jaccard / HD95 / ASD", "validation Dice best / last", "steps"]
     head += ["training, min"]
     cells = []
     for row in rows:
-        versus = row.comparison
         cells.append(
             [
                 _amount(row.labelled, protocol),
@@ -76,8 +75,8 @@ def _results(protocol: Protocol, rows: Sequence[GroupRow]) -> list[str]:
                 str(len(row.seeds)),
                 _estimate(row.figures["strict_dice"], 100),
                 _number(row.dice_std, 100),
-                _estimate(versus.gain, 100, signed=True) if versus else _DASH,
-                p_cell(versus.p_value) if versus else _DASH,
+                *_versus(row.comparison),
+                *_versus(row.over_default),
                 _number(row.figures["strict_iou"].value, 100),
                 _hd95(row),
                 _quadruple(row.figures),
@@ -87,6 +86,12 @@ def _results(protocol: Protocol, rows: Sequence[GroupRow]) -> list[str]:
             ]
         )
     return ["## Results", "", *_table(head, cells), ""]
+
+
+def _versus(found: Comparison | None) -> tuple[str, str]:
+    if found is None:
+        return _DASH, _DASH
+    return _estimate(found.gain, 100, signed=True), p_cell(found.p_value)
 
 
 def _failed(failures: Mapping[str, RunFailure], missing: Sequence[RunKey]) -> list[str]:
@@ -199,7 +204,8 @@ def _words(protocol: Protocol, rows: Sequence[GroupRow], words: Sequence[str]) -
 
 CSV_COLUMNS = (
     "protocol", "labelled", "method", "variant", "seed", "metric", "value", "low", "high",
-    "gain", "gain_low", "gain_high", "p_value", "steps_in_all", "kept_step", "wall_time_s",
+    "gain", "gain_low", "gain_high", "p_value", "over_default", "over_default_low",
+    "over_default_high", "over_default_p", "steps_in_all", "kept_step", "wall_time_s",
     "selection", "roles", "device", "dataset_digest", "config_digest", "model_digest", "status",
 )  # fmt: skip
 
@@ -225,7 +231,7 @@ def table_csv(
             cells = {
                 "seed": result.key.seed,
                 "metric": "strict_dice",
-                **_interval_cells(Estimate(dice.value, dice.low, dice.high), ""),
+                **_interval_cells(Estimate(dice.value, dice.low, dice.high)),
                 "steps_in_all": result.steps_in_all,
                 "kept_step": result.best_step,
                 "wall_time_s": f"{sum(result.wall_time_s.values()):.1f}",
@@ -255,15 +261,20 @@ def table_csv(
 
 def _group_cells(row: GroupRow, metric: str, found: Estimate) -> dict[str, object]:
     cells: dict[str, object] = {"metric": metric, "status": f"mean of {len(row.seeds)} seeds"}
-    cells |= _interval_cells(found, "")
-    if metric == "strict_dice" and row.comparison is not None:
-        cells |= _interval_cells(row.comparison.gain, "gain")
-        cells["p_value"] = _cell(row.comparison.p_value)
+    cells |= _interval_cells(found)
+    if metric != "strict_dice":
+        return cells
+    for name, p_name, versus in (
+        ("gain", "p_value", row.comparison),
+        ("over_default", "over_default_p", row.over_default),
+    ):
+        if versus is not None:
+            cells |= _interval_cells(versus.gain, name) | {p_name: _cell(versus.p_value)}
     return cells
 
 
-def _interval_cells(found: Estimate, prefix: str) -> dict[str, object]:
-    names = ("gain", "gain_low", "gain_high") if prefix else ("value", "low", "high")
+def _interval_cells(found: Estimate, name: str = "") -> dict[str, object]:
+    names = (name, f"{name}_low", f"{name}_high") if name else ("value", "low", "high")
     values = (found.value, found.low, found.high)
     return {name: _cell(value) for name, value in zip(names, values, strict=True)}
 

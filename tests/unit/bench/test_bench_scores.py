@@ -19,9 +19,15 @@ REF = ObjectRef(uri="x", size_bytes=0, sha256="0" * 64)
 METRICS = ("strict_dice", "strict_iou", "ssl4mis_dice")
 
 
-def scored(method: str, seed: int, rows: list[list[float | None]], dataset: str = "0") -> Scored:
+def scored(
+    method: str,
+    seed: int,
+    rows: list[list[float | None]],
+    dataset: str = "0",
+    variant: str = "default",
+) -> Scored:
     result = RunResult(
-        key=RunKey(method=method, variant="default", labelled=3, seed=seed),
+        key=RunKey(method=method, variant=variant, labelled=3, seed=seed),
         order_digest="0" * 64,
         config_digest="0" * 64,
         dataset_digest=dataset * 64,
@@ -72,6 +78,23 @@ def test_a_gain_is_paired_on_the_seeds_that_both_have() -> None:
     assert versus.gain.value == pytest.approx(0.1)
     assert versus.p_value == 0.5  # two patients, four sign patterns, two as extreme
     assert rows[0].dice_std == pytest.approx(0.5 / math.sqrt(2))
+
+
+def test_a_variant_is_compared_with_the_same_method_without_it() -> None:
+    runs = [
+        scored("supervised", 1, [[0.4], [0.6]]),
+        scored("unimatch_v2", 1, [[0.5], [0.7]]),
+        scored("unimatch_v2", 1, [[0.5], [0.9]], variant="flips"),
+        scored("supervised", 1, [[0.3], [0.6]], variant="flips"),
+    ]
+    rows = group_rows(runs, Resampling(200, 0.95, 1), 100)
+    gains = [row.over_default.gain.value if row.over_default else None for row in rows]
+    assert gains == [None, None, pytest.approx(0.1), pytest.approx(-0.05)]
+    over_supervised = rows[2].comparison
+    assert over_supervised is not None
+    assert over_supervised.gain.value == pytest.approx(0.25), "with the supervised run so tested"
+    assert rows[2].over_default is not None
+    assert rows[2].over_default.baseline == "unimatch_v2, default"
 
 
 class Said(_Worker):
