@@ -57,7 +57,7 @@ ROOT_MODULES = {
 NARROW = {
     ("sam", "prompts"): {"prompts.config", "prompts.simulate", "prompts.boxes"},
     # SAM-2 as a student has the networks' interface; it knows no other network.
-    ("sam", "networks"): {"networks.base", "networks.config"},
+    ("sam", "networks"): {"networks.base", "networks.config", "networks.device"},
     ("sam", "serving"): {"serving.client", "serving.config"},
     ("training", "sam"): {"sam.promptable", "sam.segmenter"},
 }

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sssflow.contracts.base import ObjectRef
@@ -19,6 +18,7 @@ from sssflow.contracts.model import Preprocessing
 from sssflow.errors import DataError, UsageError
 from sssflow.evaluation.config import EvaluateConfig
 from sssflow.evaluation.distances import Spacing
+from sssflow.networks.device import choose_device
 from sssflow.networks.postprocess import (
     flip_averaged_probabilities,
     largest_component_per_class,
@@ -181,22 +181,3 @@ def _input(
     if rule.patch is not None:
         rule = rule.model_copy(update={"patch": with_window(rule.patch, config.window)})
     return normalise(scans.image(case), rule.intensity), rule
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else CPU.
-
-    Raises:
-        UsageError: The name is no device, or CUDA is asked for and absent.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(
-            "Not a device.", expected="auto, cpu, cuda or cuda:<n>", found=name
-        ) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("CUDA is asked for but not available.", found=name)
-    return device

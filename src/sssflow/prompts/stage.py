@@ -9,12 +9,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from sssflow.contracts.dataset import DatasetManifest, LabelledCase, UnlabelledCase
 from sssflow.contracts.model import TrainedModel
 from sssflow.contracts.prompts import CasePrompts, PromptSet
 from sssflow.errors import DataError, UsageError
+from sssflow.networks.device import choose_device
 from sssflow.networks.trained import LoadedModel, load_model
 from sssflow.prompts.coarse import coarse_labels
 from sssflow.prompts.config import PromptConfig
@@ -55,7 +54,7 @@ def run(
     """
     manifest = load_contract(DatasetManifest, dataset)
     cases = _chosen(manifest, config, case_ids)
-    loaded = load_model(model, device=_device(config.device))
+    loaded = load_model(model, device=choose_device(config.device, where="prompts.device"))
     _require_same_classes(manifest, loaded.description, model)
     class_taus(config.pcsw, manifest.class_names)
     # Coarse files are about to change: no old contract may name them meanwhile.
@@ -143,20 +142,3 @@ def _require_same_classes(
             found=", ".join(description.class_names),
             action="Use a model that was trained on these classes.",
         )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise UsageError(
-            "The device cannot be used.",
-            where="device",
-            expected="auto, cpu, or cuda on a machine with a GPU",
-            found=name,
-        )
-    return device

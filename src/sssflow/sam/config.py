@@ -94,7 +94,9 @@ class SamConfig(Config):
     triton: ClientConfig = Field(
         ClientConfig(), description="Settings of the backend triton: address and deadlines."
     )
-    device: str = Field("cpu", description="Device, such as cpu or cuda:0.")
+    device: str = Field(
+        "auto", description="auto (the GPU where there is one), cpu, cuda or cuda:<n>."
+    )
     encode_batch: int = Field(8, ge=1, le=256, description="Slices encoded at once.")
     seed: int = Field(0, ge=0, description="Kept for the record; inference draws nothing.")
 

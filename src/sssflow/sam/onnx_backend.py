@@ -205,17 +205,21 @@ def require_runtime() -> Any:
 
 def _providers(runtime: Any, device: str) -> list[Any]:
     kind, _, number = device.partition(":")
-    if kind == "cpu":
+    has_cuda = "CUDAExecutionProvider" in runtime.get_available_providers()
+    if kind == "cpu" or (device == "auto" and not has_cuda):
         return ["CPUExecutionProvider"]
-    if kind != "cuda" or (number and not number.isdigit()):
+    if device != "auto" and (kind != "cuda" or (number and not number.isdigit())):
         raise UsageError(
-            "Unknown device.", where="sam.device", expected="cpu or cuda:0", found=device
+            "There is no such device.",
+            where="sam.device",
+            expected="auto, cpu, cuda or cuda:<n>",
+            found=device,
         )
-    if "CUDAExecutionProvider" not in runtime.get_available_providers():
+    if not has_cuda:
         raise UnavailableError(
             "This ONNX Runtime has no CUDA.",
             where="sam.device",
             found=", ".join(runtime.get_available_providers()),
-            action="pip install 'sssflow[gpu]', or set sam.device to cpu.",
+            action="pip install 'sssflow[gpu]', or set sam.device to auto or cpu.",
         )
     return [("CUDAExecutionProvider", {"device_id": int(number or 0)}), "CPUExecutionProvider"]

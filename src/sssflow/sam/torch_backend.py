@@ -16,7 +16,8 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 from sssflow.contracts.base import Sha256
-from sssflow.errors import InternalError, UnavailableError, UsageError
+from sssflow.errors import InternalError
+from sssflow.networks.device import choose_device
 from sssflow.sam.build import MASK_STRIDE, build_sam2
 from sssflow.sam.config import SamConfig
 from sssflow.sam.geometry import Window
@@ -214,10 +215,9 @@ def load_torch_promptable(config: SamConfig) -> TorchPromptable:
 
     Raises:
         DataError: The weights are missing or do not fit.
-        UsageError: An official size without weights, or a device that PyTorch does not know.
-        UnavailableError: The device is not there.
+        UsageError: An official size without weights, or a device that is not here.
     """
-    device = require_device(config.device)
+    device = choose_device(config.device, where="sam.device")
     path = weights_path(config.size, config.weights)
     model = build_sam2(config.size, version=config.version, input_size=config.input_size)
     load_weights(model, path)
@@ -227,30 +227,6 @@ def load_torch_promptable(config: SamConfig) -> TorchPromptable:
         hints=config.size == "nano",
         encode_batch=config.encode_batch,
     )
-
-
-def require_device(name: str) -> torch.device:
-    """The device, after a look whether it is there.
-
-    Raises:
-        UsageError: No such kind of device.
-        UnavailableError: A GPU is asked for and none is there.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(
-            "Unknown device.", where="sam.device", expected="cpu or cuda:0", found=name
-        ) from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UnavailableError(
-            "The GPU is not there.",
-            where="sam.device",
-            expected=f"more than {device.index or 0} CUDA device(s)",
-            found=f"{torch.cuda.device_count()} CUDA device(s)",
-            action="Set sam.device to cpu, or run where the GPU is.",
-        )
-    return device
 
 
 def _answer(choice: Choice, out: HeadOutput, position: int) -> SliceMask:

@@ -11,30 +11,27 @@ import torch
 
 import sssflow
 from sssflow.errors import UsageError
+from sssflow.networks.device import choose_device
 from sssflow.training.distributed import World
 
 
-def choose_device(wanted: str, number: int | None = None) -> torch.device:
+def process_device(wanted: str, number: int | None = None) -> torch.device:
     """The device for `auto`, `cpu` or `cuda`; `number` is that of the GPU, None: torch's choice.
 
     Raises:
         UsageError: CUDA is wanted and absent, or there is no GPU of this number.
     """
-    present = torch.cuda.is_available()
-    if wanted == "cuda" and not present:
-        raise UsageError(
-            "No CUDA device is here.", where="device", found="cuda", action="Set device=cpu."
-        )
-    if not present or wanted == "cpu":
-        return torch.device("cpu")
-    if number is not None and number >= torch.cuda.device_count():
+    device = choose_device(wanted)
+    if device.type == "cpu" or number is None:
+        return device
+    if number >= torch.cuda.device_count():
         raise UsageError(
             "There are more processes than GPUs here.",
             where=f"process {number} of this machine",
             found=f"{torch.cuda.device_count()} GPU(s)",
             action="Start one process per GPU.",
         )
-    return torch.device("cuda") if number is None else torch.device("cuda", number)
+    return torch.device("cuda", number)
 
 
 def device_name(device: torch.device, processes: int) -> str:

@@ -45,8 +45,8 @@ from sssflow.training.loop import (
     train,
 )
 from sssflow.training.machine import (
-    choose_device,
     device_name,
+    process_device,
     threads,
     versions,
 )
@@ -185,7 +185,7 @@ def prepare(
     world: World = ALONE,
 ) -> Run:
     """Everything the loop needs, on its device; writes nothing."""
-    device = choose_device(config.device, world.local_rank if world.size > 1 else None)
+    device = process_device(config.device, world.local_rank if world.size > 1 else None)
     method_type = METHODS[config.method]
     method = build_method(_student(config, manifest, start), config)
     method.generalist = outside.generalist

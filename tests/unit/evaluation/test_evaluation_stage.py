@@ -303,7 +303,7 @@ def test_missing_models_roles_and_devices_are_refused(place: Place, tmp_path: Pa
             FAST, place.manifest_path, place.models, tmp_path, runs={"other": tmp_path / "run.json"}
         )
     bad = FAST.model_copy(update={"device": "abacus"})
-    with pytest.raises(UsageError, match="Not a device"):
+    with pytest.raises(UsageError, match="no such device"):
         stage.run(bad, place.manifest_path, place.models, tmp_path)
     untested = place.manifest.model_copy(update={"cases": place.manifest.cases[:2]})
     lonely = save_contract(untested, tmp_path / "manifest.json")

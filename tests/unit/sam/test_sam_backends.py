@@ -128,7 +128,7 @@ def test_a_file_that_is_no_graph_is_a_data_error(tmp_path):
 
 
 def test_a_device_that_is_not_there_or_unknown_is_refused(nano_bundle):
-    with pytest.raises(UsageError, match="Unknown device"):
+    with pytest.raises(UsageError, match="no such device"):
         load_onnx_promptable(_config(nano_bundle, device="quantum"))
     import onnxruntime
 
