@@ -78,12 +78,13 @@ stop_policies() {
 }
 # Its rules outlive it, and would refuse the pods that get these addresses next.
 sweep_policies() {
-    local set
-    iptables-save --table filter | grep --quiet KUBE-ROUTER || return 0
-    iptables-save --table filter | grep --invert-match --extended-regexp 'KUBE-(ROUTER|NWPLCY|POD-FW)' \
+    local rules set
+    rules=$(iptables-save --table filter)
+    [[ $rules == *KUBE-ROUTER* ]] || return 0
+    grep --invert-match --extended-regexp 'KUBE-(ROUTER|NWPLCY|POD-FW)' <<<"$rules" \
         | iptables-restore --table filter
-    for set in $(ipset list --name | grep --extended-regexp '^(kube-router|KUBE-(SRC|DST))'); do
-        ipset destroy "$set"
+    for set in $(ipset list --name); do
+        [[ ! $set =~ ^(kube-router|KUBE-SRC|KUBE-DST)- ]] || ipset destroy "$set"
     done
 }
 
