@@ -1,8 +1,9 @@
 """Get what the tests need beside the environment: `python -m tools.prepare_tests [--cluster]`.
 
 Helm, an S3 server and Triton's own environment, and for the tests on a cluster Kubeflow Trainer
-and kube-router, are found or made once, here, where minutes are no matter, and not inside a test with its time
-limit. What cannot be had is said and left out: its tests then skip with the same reason.
+and kube-router, are found or made once, here, where minutes are no matter, and not inside a test
+with its time limit. What cannot be had is said and left out: its tests then skip with the same
+reason.
 """
 
 from __future__ import annotations
