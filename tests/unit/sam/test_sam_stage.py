@@ -108,7 +108,7 @@ def test_an_official_size_without_weights_is_refused():
 
 
 def test_an_unknown_device_is_refused():
-    with pytest.raises(UsageError, match="Unknown device"):
+    with pytest.raises(UsageError, match="no such device"):
         stage.load_promptable(SamConfig(device="quantum"))
 
 
