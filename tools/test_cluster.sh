@@ -55,7 +55,7 @@ kit_up() {
 enforce_policies() {
     local router node
     sweep_policies
-    command -v ipset >/dev/null || apt-get install --yes ipset >/dev/null 2>&1 || {
+    command -v ipset >/dev/null || { apt-get update && apt-get install --yes ipset; } >/dev/null 2>&1 || {
         say "NetworkPolicy is not enforced: there is no ipset"
         return 0
     }
