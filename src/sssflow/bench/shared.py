@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from sssflow.bench.plan import RunOrder
-from sssflow.storage.atomic import disk_errors
+from sssflow.storage.atomic import link_or_copy
 from sssflow.storage.lock import locked
 from sssflow.training.config import TrainConfig
 
@@ -57,14 +56,14 @@ def new_trainings_first(orders: Sequence[RunOrder]) -> list[RunOrder]:
     """
     seeds = list(dict.fromkeys(order.key.seed for order in orders))
     known: set[str] = set()
-    late: dict[int, list[RunOrder]] = {seed: [] for seed in seeds}
-    first: dict[int, list[RunOrder]] = {seed: [] for seed in seeds}
+    late: set[str] = set()
     for order in orders:
         configs = (order.experiment.train, *order.beside)
         names = {training_name(order, config) for config in configs}
-        (late if names <= known else first)[order.key.seed].append(order)
+        if names <= known:
+            late.add(order.key.name)
         known |= names
-    return [order for seed in seeds for order in (*first[seed], *late[seed])]
+    return sorted(orders, key=lambda o: (seeds.index(o.key.seed), o.key.name in late))
 
 
 @contextmanager
@@ -84,22 +83,10 @@ def link_files(source: Path, target: Path) -> None:
     Raises:
         UnavailableError: The disk is full, read-only or refuses access.
     """
-    with disk_errors(target):
-        for path in sorted(source.rglob("*")):
-            inner = path.relative_to(source)
-            if path.is_file() and inner.parts[0] not in _LEFT_BEHIND:
-                (target / inner).parent.mkdir(parents=True, exist_ok=True)
-                _link(path, target / inner)
-
-
-def _link(source: Path, target: Path) -> None:
-    if target.exists() and target.samefile(source):
-        return
-    target.unlink(missing_ok=True)
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
+    for path in sorted(source.rglob("*")):
+        inner = path.relative_to(source)
+        if path.is_file() and inner.parts[0] not in _LEFT_BEHIND:
+            link_or_copy(path, target / inner)
 
 
 def _name(parts: Sequence[str]) -> str:

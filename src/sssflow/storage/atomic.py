@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -62,6 +63,29 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Atomic `Path.write_text` in UTF-8."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give `target` the content of `source`: by a hard link where the disk allows it, else a copy.
+
+    Missing parent folders are made; a file that is there is replaced all or nothing.
+
+    Raises:
+        UnavailableError: The disk is full, read-only or refuses access (exit 69).
+    """
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.{os.getpid()}.link")
+        beside.unlink(missing_ok=True)
+        try:
+            beside.hardlink_to(source)
+        except OSError:
+            with source.open("rb") as file:
+                write_atomically(target, lambda copy: shutil.copyfileobj(file, copy))
+        else:
+            beside.replace(target)
+            # Between two names of one file a rename does nothing and leaves both.
+            beside.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from sssflow.contracts.base import ObjectRef
-from sssflow.storage.atomic import disk_errors, sweep_leftovers, write_atomically
+from sssflow.storage.atomic import (
+    disk_errors,
+    link_or_copy,
+    sweep_leftovers,
+)
 from sssflow.storage.digest import sha256_file
 from sssflow.storage.lock import locked
 
@@ -53,7 +56,7 @@ class FileCache:
                 self._room_bytes -= ref.size_bytes
             try:
                 os.utime(entry)
-                _link_or_copy(entry, target)
+                link_or_copy(entry, target)
             except FileNotFoundError:  # a neighbour's eviction came in between
                 load(target)
             if self._room_bytes <= 0:
@@ -96,17 +99,3 @@ class FileCache:
                 path.unlink(missing_ok=True)
                 total_bytes -= size
             self._room_bytes = min(share_bytes, self._bound_bytes - total_bytes)
-
-
-def _link_or_copy(entry: Path, target: Path) -> None:
-    """Hard link where the disk allows it, else copy; the target is replaced atomically."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.link")
-    beside.unlink(missing_ok=True)
-    try:
-        beside.hardlink_to(entry)
-    except OSError:
-        with entry.open("rb") as source:
-            write_atomically(target, lambda file: shutil.copyfileobj(source, file))
-    else:
-        beside.replace(target)

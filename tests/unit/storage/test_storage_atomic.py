@@ -16,7 +16,13 @@ import pytest
 
 from sssflow.errors import UnavailableError
 from sssflow.storage import atomic
-from sssflow.storage.atomic import sweep_leftovers, write_atomically, write_bytes, write_text
+from sssflow.storage.atomic import (
+    link_or_copy,
+    sweep_leftovers,
+    write_atomically,
+    write_bytes,
+    write_text,
+)
 
 # Rewrites one file for ever; content i is the byte i, a million times, so a mix is seen.
 WRITER = """
@@ -127,3 +133,14 @@ def test_another_error_of_the_system_is_not_called_a_full_disk(tmp_path: Path) -
     with pytest.raises(OSError, match="File exists") as caught:
         write_bytes(tmp_path / "file" / "below", b"x")
     assert not isinstance(caught.value, UnavailableError)
+
+
+def test_a_file_that_is_linked_twice_is_one_file_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "folder" / "target"
+    source.write_text("new")
+    target.parent.mkdir()
+    target.write_text("old")
+    for _ in range(2):
+        link_or_copy(source, target)
+        assert target.samefile(source)
+        assert list(target.parent.iterdir()) == [target]
