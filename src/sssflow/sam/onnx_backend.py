@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sssflow.contracts.sam2_graphs import SAM2_BUNDLE_FILE, GraphName, Sam2Bundle
 from sssflow.errors import DataError, UnavailableError, UsageError
+from sssflow.networks.device import choose_device
 from sssflow.sam.config import OnnxConfig, SamConfig
 from sssflow.sam.graph_promptable import Arrays, GraphPromptable
 from sssflow.storage.contracts import load_contract
@@ -34,7 +35,7 @@ class OnnxRunner:
             files: Path of each graph of one input size.
             threads: Threads of each graph; 0: one per core.
             spinning: Let idle threads spin: a little faster alone, much slower beside others.
-            device: `cpu`, or `cuda` with an optional number.
+            device: `auto`, `cpu`, or `cuda` with an optional number.
 
         Raises:
             UsageError: ONNX Runtime is not installed, or the device is neither.
@@ -204,11 +205,14 @@ def require_runtime() -> Any:
 
 
 def _providers(runtime: Any, device: str) -> list[Any]:
-    kind, _, number = device.partition(":")
     has_cuda = "CUDAExecutionProvider" in runtime.get_available_providers()
-    if kind == "cpu" or (device == "auto" and not has_cuda):
+    if device == "auto":
+        # A build with CUDA names it also on a machine without a GPU.
+        device = choose_device(device).type if has_cuda else "cpu"
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
         return ["CPUExecutionProvider"]
-    if device != "auto" and (kind != "cuda" or (number and not number.isdigit())):
+    if kind != "cuda" or (number and not number.isdigit()):
         raise UsageError(
             "There is no such device.",
             where="sam.device",

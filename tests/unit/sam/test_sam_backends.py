@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from backend_contract import FLIP_LIMIT, INPUT_SIZE, BackendContract
 
 from sssflow.contracts.masks import MaskSet
 from sssflow.errors import DataError, UnavailableError, UsageError
-from sssflow.sam import stage
+from sssflow.sam import onnx_backend, stage
 from sssflow.sam.config import OnnxConfig, SamConfig
 from sssflow.sam.graph_promptable import PROMPT_CHUNK, GraphPromptable
 from sssflow.sam.onnx_backend import load_onnx_promptable
@@ -125,6 +127,19 @@ def test_a_file_that_is_no_graph_is_a_data_error(tmp_path):
     path.write_bytes(b"not a graph")
     with pytest.raises(DataError, match="cannot load a graph"):
         OnnxRunner({"encoder": path}).run("encoder", {})
+
+
+@pytest.mark.parametrize(
+    ("names_cuda", "has_gpu", "first"),
+    [(False, True, "CPU"), (True, False, "CPU"), (True, True, "CUDA")],
+)
+def test_auto_needs_both_a_gpu_and_an_onnx_runtime_for_it(monkeypatch, names_cuda, has_gpu, first):
+    names = ["CUDAExecutionProvider"] * names_cuda + ["CPUExecutionProvider"]
+    runtime = SimpleNamespace(get_available_providers=lambda: names)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(has_gpu))
+    chosen = onnx_backend._providers(runtime, "auto")[0]
+    assert (chosen if isinstance(chosen, str) else chosen[0]) == f"{first}ExecutionProvider"
 
 
 def test_a_device_that_is_not_there_or_unknown_is_refused(nano_bundle):
