@@ -74,7 +74,7 @@ class GroupRow:
     figures: Mapping[str, Estimate]
     dice_over_seeds: tuple[float, ...]
     comparison: Comparison | None
-    over_default: Comparison | None = None
+    over_default: Comparison | None
 
     @property
     def seeds(self) -> tuple[int, ...]:

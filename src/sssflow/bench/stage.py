@@ -244,7 +244,8 @@ def _tabulate(
     reached = {order.key.name for order in there} | set(failures)
     missing = [order.key for order in orders if order.key.name not in reached]
     words = [f"Intervals: {resampling.describe()}. {_SEED_WORDS[protocol.source]}"]
-    words += list(dict.fromkeys(f"p: {r.comparison.test}." for r in rows if r.comparison))
+    compared = (found for row in rows for found in (row.comparison, row.over_default))
+    words += list(dict.fromkeys(f"p: {found.test}." for found in compared if found))
     words += list(dict.fromkeys(_split_words(order) for order in there))
     published = published_rows(protocol.published)
     page = markdown(protocol, rows, failures, missing, published, words, config.settings)
