@@ -69,6 +69,7 @@ enforce_policies() {
         --run-router=false --run-service-proxy=false --health-port=0 >build/kube-router.log 2>&1 &
     router_pid=$!
     undo+=(stop_policies)
+    export SSSFLOW_TEST_POLICIES=enforced
     say "kube-router enforces NetworkPolicy"
 }
 stop_policies() {

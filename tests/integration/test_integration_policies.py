@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -84,13 +85,15 @@ def within(seconds: float, check: Callable[[], bool]) -> bool:
 
 @pytest.fixture(scope="module")
 def enforced(cluster: Cluster, pipeline_image: str) -> None:
-    """A skip with the reason where a policy that denies all changes nothing."""
+    """Where a policy that denies all changes nothing: a skip, or a failure if it was promised."""
     with cluster.namespace() as namespace:
         served = start_pod(cluster, namespace, pipeline_image, "served", {})
         client = start_pod(cluster, namespace, pipeline_image, "client", {})
         assert within(SETTLES_S, lambda: client.reaches(served.ip))
         cluster.kubectl("-n", namespace, "apply", "-f", "-", stdin=json.dumps(DENY_ALL))
         denied = within(SETTLES_S, lambda: not client.reaches(served.ip))
+    if not denied and os.environ.get("SSSFLOW_TEST_POLICIES") == "enforced":
+        pytest.fail("SSSFLOW_TEST_POLICIES promises enforced policies, and they change nothing")
     if not denied:
         pytest.skip("the network of this cluster does not enforce NetworkPolicy")
 
