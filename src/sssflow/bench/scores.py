@@ -129,31 +129,26 @@ def group_rows(runs: Sequence[Scored], resampling: Resampling, flips: int) -> li
 
 
 def over_seeds(runs: Sequence[Scored], metric: str) -> ScoreTable:
-    """The scores of all seeds as one table.
+    """The scores of all seeds side by side, as one table.
 
-    Measured on one dataset: the mean over seeds of each case and class, left out only where every
-    seed leaves it out. On datasets of their own (phantoms): the cases of all seeds side by side,
-    because patients of one number are then not one patient.
+    On one dataset the rows of a patient keep its name, so that they are drawn and change sign
+    together; on datasets of their own (phantoms) patients of one number are not one patient, and
+    each name is led by its seed. A score that only some seeds define counts as often as it is
+    defined: the mean of a table is that of its runs, whatever their number.
 
     Raises:
         InternalError: Seeds of one dataset were measured on different cases.
     """
     tables = [run.tables[metric] for run in runs]
-    if len({run.result.dataset_digest for run in runs}) > 1:
-        names = (
-            f"s{run.result.key.seed}.{patient}"
-            for run, table in zip(runs, tables, strict=True)
-            for patient in table.patient_n
-        )
-        return ScoreTable(np.concatenate([t.score_nc for t in tables]), tuple(names))
-    if len({(t.score_nc.shape, t.patient_n) for t in tables}) != 1:
+    apart = len({run.result.dataset_digest for run in runs}) > 1
+    if not apart and len({(t.score_nc.shape, t.patient_n) for t in tables}) != 1:
         raise InternalError("The seeds of one row were measured on different cases.")
-    stacked = np.stack([t.score_nc for t in tables])
-    defined = ~np.isnan(stacked)
-    count = defined.sum(0)
-    total = np.where(defined, stacked, 0.0).sum(0)
-    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return ScoreTable(mean, tables[0].patient_n)
+    names = tuple(
+        f"s{run.result.key.seed}.{patient}" if apart else patient
+        for run, table in zip(runs, tables, strict=True)
+        for patient in table.patient_n
+    )
+    return ScoreTable(np.concatenate([t.score_nc for t in tables]), names)
 
 
 def _row(

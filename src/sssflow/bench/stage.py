@@ -46,7 +46,7 @@ CSV_FILE = "table.csv"
 RUNS = "runs"
 _ORIGIN_FILE = "origin.json"
 _SEED_WORDS = {
-    "folder": "Scores of a case are averaged over the seeds first.",
+    "folder": "The seeds' scores of a patient are drawn together.",
     "phantoms": "Every seed has patients of its own; all of them are drawn from.",
 }
 _KINDS: tuple[type[SssflowError], ...] = (InternalError, DataError, UsageError, UnavailableError)

@@ -13,7 +13,8 @@ from sssflow.bench.scores import Scored, group_rows, over_seeds
 from sssflow.bench.table import p_cell
 from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.bench import RunKey, RunResult
-from sssflow.evaluation.aggregate import Resampling, table_of
+from sssflow.errors import InternalError
+from sssflow.evaluation.aggregate import Resampling, figure, table_of
 
 REF = ObjectRef(uri="x", size_bytes=0, sha256="0" * 64)
 METRICS = ("strict_dice", "strict_iou", "ssl4mis_dice")
@@ -48,13 +49,36 @@ def scored(
     return Scored(result, dict.fromkeys(METRICS, table))
 
 
-def test_scores_of_one_case_are_averaged_over_seeds_and_left_out_only_if_all_leave_out() -> None:
-    one = scored("a", 1, [[0.5, None], [0.75, None]])
-    two = scored("a", 2, [[0.7, 0.25], [0.25, None]])
-    mean = over_seeds([one, two], "strict_dice").score_nc
-    assert mean[:, 0].tolist() == [pytest.approx(0.6), 0.5]
-    assert mean[0, 1] == 0.25
-    assert math.isnan(mean[1, 1])
+def test_a_hallucination_of_one_seed_counts_once_not_as_often_as_there_are_seeds() -> None:
+    """Five patients with the class (Dice 0.5), five without; each seed invents it in another."""
+    patients = [f"p{number}" for number in range(10)]
+
+    def run(method: str, seed: int, invented: int | None) -> Scored:
+        rows = [[0.5] if n < 5 else [0.0 if n == invented else None] for n in range(10)]
+        table = table_of(rows, patients)
+        return Scored(scored(method, seed, [[0.0], [0.0]]).result, dict.fromkeys(METRICS, table))
+
+    runs = [run("mean_teacher", seed, 4 + seed) for seed in (1, 2, 3)]
+    clean = [run("supervised", seed, None) for seed in (1, 2, 3)]
+    row, _ = group_rows(runs + clean, Resampling(200, 0.95, 1), 100)
+    assert row.dice_over_seeds == (pytest.approx(2.5 / 6),) * 3
+    assert row.figures["strict_dice"].value == pytest.approx(2.5 / 6), "as each of its runs"
+    assert row.comparison is not None
+    # A score that one side leaves out rightly counts as 1: per seed -1 over six defined pairs.
+    assert row.comparison.gain.value == pytest.approx(-1 / 6)
+
+
+def test_where_every_score_is_defined_a_row_is_the_mean_over_seeds_of_each_case() -> None:
+    one, two = scored("a", 1, [[0.5], [0.75]]), scored("a", 2, [[0.7], [0.25]])
+    resampling = Resampling(200, 0.95, 1)
+    found = figure(over_seeds([one, two], "strict_dice"), resampling)
+    wanted = figure(table_of([[0.6], [0.5]], ["p1", "p2"]), resampling)
+    assert (found.value, found.low, found.high) == tuple(
+        pytest.approx(value) for value in (wanted.value, wanted.low, wanted.high)
+    )
+    other = Scored(two.result, dict.fromkeys(METRICS, table_of([[0.5], [0.5]], ["p1", "p3"])))
+    with pytest.raises(InternalError, match="different cases"):
+        over_seeds([one, other], "strict_dice")
 
 
 def test_seeds_with_patients_of_their_own_stand_side_by_side() -> None:
