@@ -16,7 +16,9 @@ class PublishedRow(Config):
     """One published result; Dice and Jaccard in per cent, distances as the source gives them."""
 
     method: str = Field(description="Name in the source.")
-    labelled: int | float = Field(description="Patients or scans.")
+    labelled: int | float | None = Field(
+        description="Patients or scans, or a share of them; null: not known."
+    )
     dice: float = Field(gt=0, lt=100, description="Per cent.")
     jaccard: float | None = Field(None, gt=0, lt=100, description="Per cent.")
     hd95: float | None = Field(None, ge=0, description="Voxels unless the note says otherwise.")

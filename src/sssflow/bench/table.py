@@ -6,14 +6,13 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
+from sssflow.bench.cells import DASH, amount, estimate, number, p_cell, table_lines
 from sssflow.bench.protocol import Protocol
 from sssflow.bench.published import PublishedRow
 from sssflow.bench.scores import Comparison, Estimate, GroupRow
+from sssflow.bench.table_published import published_lines
 from sssflow.contracts.bench import RunFailure, RunKey
 from sssflow.evaluation.metrics import CONVENTIONS
-from sssflow.evaluation.report.words import p_number
-
-_DASH = "–"
 
 _SHOWN = {
     "strict_dice": ("Dice", 100.0),
@@ -46,7 +45,7 @@ def markdown(
         *_changed(changed),
         *_results(protocol, rows),
         *_failed(failures, missing),
-        *_published(protocol, rows, published),
+        *published_lines(protocol, rows, published),
         *_runs(rows),
         *_words(protocol, rows, words),
     ]
@@ -69,29 +68,29 @@ def _results(protocol: Protocol, rows: Sequence[GroupRow]) -> list[str]:
     for row in rows:
         cells.append(
             [
-                _amount(row.labelled, protocol),
+                amount(row.labelled, protocol),
                 row.method,
                 row.variant,
                 str(len(row.seeds)),
-                _estimate(row.figures["strict_dice"], 100),
-                _number(row.dice_std, 100),
+                estimate(row.figures["strict_dice"], 100),
+                number(row.dice_std, 100),
                 *_versus(row.comparison),
                 *_versus(row.over_default),
-                _number(row.figures["strict_iou"].value, 100),
+                number(row.figures["strict_iou"].value, 100),
                 _hd95(row),
                 _quadruple(row.figures),
                 _validation(row),
                 _range([r.steps_in_all for r in row.results]),
-                _number(_mean([sum(r.wall_time_s.values()) for r in row.results]), 1 / 60, 1),
+                number(_mean([sum(r.wall_time_s.values()) for r in row.results]), 1 / 60, 1),
             ]
         )
-    return ["## Results", "", *_table(head, cells), ""]
+    return ["## Results", "", *table_lines(head, cells), ""]
 
 
 def _versus(found: Comparison | None) -> tuple[str, str]:
     if found is None:
-        return _DASH, _DASH
-    return _estimate(found.gain, 100, signed=True), p_cell(found.p_value)
+        return DASH, DASH
+    return estimate(found.gain, 100, signed=True), p_cell(found.p_value)
 
 
 def _failed(failures: Mapping[str, RunFailure], missing: Sequence[RunKey]) -> list[str]:
@@ -99,64 +98,7 @@ def _failed(failures: Mapping[str, RunFailure], missing: Sequence[RunKey]) -> li
         return []
     cells = [[name, f.kind, f.first_line] for name, f in failures.items()]
     cells += [[key.name, "not reached", "the benchmark was stopped before"] for key in missing]
-    return ["## Runs without a result", "", *_table(["run", "kind", "reason"], cells), ""]
-
-
-def _published(
-    protocol: Protocol, rows: Sequence[GroupRow], published: Sequence[PublishedRow]
-) -> list[str]:
-    if not published:
-        return []
-    prefix = "ssl4mis" if protocol.convention == "ssl4mis" else "strict"
-    head = ["labelled", "row", "Dice", "Jaccard", "HD95", "ASD", "checkpoint chosen by", "source"]
-    cells: list[tuple[float, int, list[str]]] = []
-    for row in rows:
-        figures = [row.figures.get(f"{prefix}_{m}", Estimate(None)) for m in _quad(prefix)]
-        numbers = [
-            _number(f.value, scale) for f, scale in zip(figures, (100, 100, 1, 1), strict=True)
-        ]
-        name = f"**ours: {row.method}, {row.variant}** ({len(row.seeds)} seeds)"
-        selection = row.results[0].selection
-        cells.append(
-            (
-                float(row.labelled),
-                0,
-                [_amount(row.labelled, protocol), name, *numbers, selection, "this table"],
-            )
-        )
-    wanted = {row.labelled for row in rows}
-    for entry in published:
-        if entry.labelled in wanted:
-            amount = _amount(entry.labelled, protocol)
-            numbers = [_plain(v) for v in (entry.dice, entry.jaccard, entry.hd95, entry.asd)]
-            cells.append(
-                (
-                    float(entry.labelled),
-                    1,
-                    [amount, entry.method, *numbers, entry.selection, _sourced(entry)],
-                )
-            )
-    ordered = [c for *_, c in sorted(cells, key=lambda item: item[:2])]
-    return [
-        "## Published and ours",
-        "",
-        f"Ours in the convention `{prefix}`. Published figures are what their source reports; "
-        "a checkpoint chosen on the reported cases flatters. †: the figures break mean J ≥ "
-        "D / (2 − D) and cannot both be means over the same masks.",
-        "",
-        *_table(head, ordered),
-        "",
-    ]
-
-
-def _sourced(entry: PublishedRow) -> str:
-    return f"{entry.source}{'; ' + entry.note if entry.note else ''}"
-
-
-def _quad(prefix: str) -> tuple[str, str, str, str]:
-    if prefix == "ssl4mis":
-        return ("dice", "jaccard", "hd95_voxel", "asd_voxel")
-    return ("dice", "iou", "hd95_pooled_mm", "assd_mm")
+    return ["## Runs without a result", "", *table_lines(["run", "kind", "reason"], cells), ""]
 
 
 def _runs(rows: Sequence[GroupRow]) -> list[str]:
@@ -165,25 +107,25 @@ def _runs(rows: Sequence[GroupRow]) -> list[str]:
     cells = [
         [
             result.key.name,
-            _number(result.strict["dice"].value, 100),
+            number(result.strict["dice"].value, 100),
             f"{result.best_step} of {result.steps_in_all}",
             result.selection,
             result.dataset_digest[:12],
             result.config_digest[:12],
             result.model_digest[:12],
             result.device,
-            _number(result.peak_gpu_gib, 1),
+            number(result.peak_gpu_gib, 1),
             "; ".join(
-                f"{_number(q.coarse.value, 100)} to {_number(q.sam2.value, 100)}"
+                f"{number(q.coarse.value, 100)} to {number(q.sam2.value, 100)}"
                 for q in result.sam2
                 if q.coarse is not None
             )
-            or _DASH,
+            or DASH,
         ]
         for row in rows
         for result in row.results
     ]
-    return ["## Every run", "", *_table(head, cells), ""]
+    return ["## Every run", "", *table_lines(head, cells), ""]
 
 
 def _words(protocol: Protocol, rows: Sequence[GroupRow], words: Sequence[str]) -> list[str]:
@@ -283,52 +225,23 @@ def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [" | ".join(head), "|".join(" --- " for _ in head)]
-    lines += [" | ".join(cell.replace("|", "/") for cell in row) for row in rows]
-    return [f"| {line.strip()} |" for line in lines]
-
-
-def _estimate(found: Estimate, scale: float, *, signed: bool = False) -> str:
-    if found.value is None:
-        return _DASH
-    sign = "+" if signed else ""
-    text = f"{scale * found.value:{sign}.2f}"
-    if found.low is None or found.high is None:
-        return text
-    return f"{text} ({scale * found.low:{sign}.2f} to {scale * found.high:{sign}.2f})"
-
-
-def _number(value: float | None, scale: float, digits: int = 2) -> str:
-    return _DASH if value is None else f"{scale * value:.{digits}f}"
-
-
-def _plain(value: float | None) -> str:
-    return _DASH if value is None else f"{value:g}"
-
-
-def p_cell(value: float | None) -> str:
-    """A p-value with three decimals, never as 0; a dash where there is none."""
-    return _DASH if value is None else p_number(value)
-
-
 def _hd95(row: GroupRow) -> str:
     for name, found in row.figures.items():
         if name.startswith("strict_hd95_pooled_"):
             unit = "voxels" if name.endswith("voxel") else "mm"
-            return f"{_number(found.value, 1)} {unit}"
-    return _DASH
+            return f"{number(found.value, 1)} {unit}"
+    return DASH
 
 
 def _quadruple(figures: Mapping[str, Estimate]) -> str:
     names = [name for name in _SHOWN if name.startswith("ssl4mis")]
-    return " / ".join(_number(figures[n].value, _SHOWN[n][1]) for n in names)
+    return " / ".join(number(figures[n].value, _SHOWN[n][1]) for n in names)
 
 
 def _validation(row: GroupRow) -> str:
     best = _mean([r.validation_dice_best for r in row.results if r.validation_dice_best])
     last = _mean([r.validation_dice_last for r in row.results if r.validation_dice_last])
-    return f"{_number(best, 100)} / {_number(last, 100)}"
+    return f"{number(best, 100)} / {number(last, 100)}"
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -338,9 +251,3 @@ def _mean(values: Sequence[float]) -> float | None:
 def _range(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low} to {high}"
-
-
-def _amount(labelled: int | float, protocol: Protocol) -> str:
-    if isinstance(labelled, float):
-        return f"{100 * labelled:g} %"
-    return f"{labelled} {protocol.unit}"

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sssflow.bench.cells import p_cell
 from sssflow.bench.pool import Pool, _Worker
 from sssflow.bench.scores import Scored, group_rows, over_seeds
-from sssflow.bench.table import p_cell
 from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.bench import RunKey, RunResult
 from sssflow.errors import InternalError
