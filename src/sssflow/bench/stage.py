@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import sssflow
 from sssflow.bench.config import BenchConfig
+from sssflow.bench.given import require_protocols_data
 from sssflow.bench.plan import RunOrder, run_keys, settings_beside, settings_of
 from sssflow.bench.pool import LOG_FILE, Pool
 from sssflow.bench.protocol import Protocol
@@ -45,10 +46,6 @@ TABLE_FILE = "table.md"
 CSV_FILE = "table.csv"
 RUNS = "runs"
 _ORIGIN_FILE = "origin.json"
-_SEED_WORDS = {
-    "folder": "The seeds' scores of a patient are drawn together.",
-    "phantoms": "Every seed has patients of its own; all of them are drawn from.",
-}
 _KINDS: tuple[type[SssflowError], ...] = (InternalError, DataError, UsageError, UnavailableError)
 
 
@@ -121,7 +118,15 @@ def run(protocol: Protocol, config: BenchConfig, inputs: Inputs, out: Path) -> B
 def _datasets(
     protocol: Protocol, config: BenchConfig, inputs: Inputs, keys: Sequence[RunKey], out: Path
 ) -> dict[tuple[int | float, int], Path]:
-    """(label count, seed) to manifest; one dataset with all labels serves every label count."""
+    """(label count, seed) to manifest; one dataset with all labels serves every label count.
+
+    Raises:
+        UsageError: The dataset that is given is not the protocol's.
+    """
+    if inputs.dataset is not None:
+        given = load_contract(DatasetManifest, inputs.dataset)
+        wanted = settings_of(protocol, config, keys[0]).ingest
+        require_protocols_data(wanted, given, inputs.dataset)
     found: dict[tuple[int | float, int], Path] = {}
     for key in keys:
         place = (key.labelled, key.seed)
@@ -243,12 +248,14 @@ def _tabulate(
     rows = group_rows(scored, resampling, settings.permutation_flips)
     reached = {order.key.name for order in there} | set(failures)
     missing = [order.key for order in orders if order.key.name not in reached]
-    words = [f"Intervals: {resampling.describe()}. {_SEED_WORDS[protocol.source]}"]
+    words = [f"Intervals: {resampling.describe()}."]
     compared = (found for row in rows for found in (row.comparison, row.over_default))
     words += list(dict.fromkeys(f"p: {found.test}." for found in compared if found))
-    words += list(dict.fromkeys(_split_words(order) for order in there))
+    manifests = [load_contract(DatasetManifest, order.dataset) for order in there]
+    words += list(dict.fromkeys(map(_split_words, there, manifests)))
     published = published_rows(protocol.published)
-    page = markdown(protocol, rows, failures, missing, published, words, config.settings)
+    data = list(dict.fromkeys(f"{m.name} (layout {m.source_layout})" for m in manifests))
+    page = markdown(protocol, rows, failures, missing, published, words, config.settings, data)
     write_text(out / TABLE_FILE, page)
     write_text(out / CSV_FILE, table_csv(protocol, rows, failures))
     record = BenchRecord(
@@ -266,8 +273,7 @@ def _tabulate(
     return record
 
 
-def _split_words(order: RunOrder) -> str:
-    manifest = load_contract(DatasetManifest, order.dataset)
+def _split_words(order: RunOrder, manifest: DatasetManifest) -> str:
     return f"Split with {order.key.labelled:g} labelled: {manifest.split_rule}."
 
 

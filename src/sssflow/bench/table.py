@@ -32,16 +32,19 @@ def markdown(
     published: Sequence[PublishedRow],
     words: Sequence[str],
     changed: Sequence[str] = (),
+    data: Sequence[str] = (),
 ) -> str:
     """The page: results, then published against ours, then every run, then what failed.
 
-    `changed` are the settings, key=value, that stood over the protocol's in every run.
+    `changed` are the settings, key=value, that stood over the protocol's in every run; `data` says
+    which datasets were read.
     """
     parts = [
         f"# {protocol.title}",
         "",
         protocol.summary,
         "",
+        *([f"Dataset: {'; '.join(data)}.", ""] if data else []),
         *_changed(changed),
         *_results(protocol, rows),
         *_failed(failures, missing),
@@ -129,7 +132,7 @@ def _runs(rows: Sequence[GroupRow]) -> list[str]:
 
 
 def _words(protocol: Protocol, rows: Sequence[GroupRow], words: Sequence[str]) -> list[str]:
-    lines = [*words, *protocol.caveats]
+    lines = [*words, _seed_words(rows), *protocol.caveats]
     roles = sorted({role for row in rows for r in row.results for role in r.roles})
     if "validation" in roles and any(
         "validation cases" in r.selection for row in rows for r in row.results
@@ -142,6 +145,12 @@ def _words(protocol: Protocol, rows: Sequence[GroupRow], words: Sequence[str]) -
     lines.append(f"SSL4MIS: {CONVENTIONS['ssl4mis']}")
     lines += [f"Protocol after: {reference}" for reference in protocol.references]
     return ["## How it was measured", "", *(f"* {line}" for line in lines)]
+
+
+def _seed_words(rows: Sequence[GroupRow]) -> str:
+    if any(len({r.dataset_digest for r in row.results}) > 1 for row in rows):
+        return "Every seed has patients of its own; all of them are drawn from."
+    return "The seeds' scores of a patient are drawn together."
 
 
 CSV_COLUMNS = (

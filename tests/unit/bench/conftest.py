@@ -66,6 +66,7 @@ def tiny_protocol() -> Protocol:
             "labelled": [1, 2],
             "methods": {"mean_teacher": {"mean_teacher": {"consistency_weight": 0.5}}},
             "experiment": {
+                "ingest": {"split": {"validation": 3}},
                 "evaluate": {"bootstrap_resamples": 200, "worst_cases": 0, "median_cases": 0},
                 "train": {
                     "network": {"base_channels": 4, "levels": 3},

@@ -72,6 +72,7 @@ def test_a_benchmark_stops_goes_on_fails_apart_and_compares(
     assert failure.exit_code == 64
     page = (tmp_path / stage.TABLE_FILE).read_text("utf-8")
     assert "## Runs without a result" in page
+    assert "Dataset: discs (layout drawn)." in page
     assert FAILING in page
     assert "Measured on the validation patients, which also chose each model's step" in page
     assert (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from sssflow.bench.protocol import Protocol
 from sssflow.bench.published import PublishedRow, published_rows
 from sssflow.bench.scores import METRICS, Comparison, Estimate, GroupRow
@@ -88,3 +86,11 @@ def test_every_published_row_says_how_its_checkpoint_was_chosen_and_where_it_was
     assert records["SFR+", 16] == (91.0, 83.53)
     (unknown,) = (entry for entry in published_rows("bhsd") if entry.labelled is None)
     assert "NOT COMPARABLE" in unknown.note
+
+
+def test_whether_seeds_have_patients_of_their_own_is_read_from_their_data(
+    tiny_protocol: Protocol,
+) -> None:
+    apart = result(2).model_copy(update={"dataset_digest": "1" * 64})
+    assert "Every seed has patients of its own" in page(tiny_protocol, row(result(1), apart))
+    assert "drawn together" in page(tiny_protocol, row(result(1), result(2)))
