@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sssflow.bench.protocol import load_protocol
 from sssflow.bench.variants import find_variant
 from sssflow.configuration import load_config
 from sssflow.experiment import ExperimentConfig
@@ -44,6 +45,24 @@ def test_acdc_follows_the_published_protocol() -> None:
     optimiser = train.optimiser
     assert (optimiser.kind, optimiser.learning_rate, optimiser.momentum) == ("sgd", 0.01, 0.9)
     assert (optimiser.weight_decay, optimiser.schedule, optimiser.poly_power) == (1e-4, "poly", 0.9)
+
+
+def test_published_protocols_weigh_every_method_as_its_code_does() -> None:
+    trains = {name: load_protocol(name).experiment.train for name in ("acdc", "la", "la-published")}
+    trains["config"] = load_config(ExperimentConfig, ROOT / "configs" / "acdc.yaml").train
+    for name, train in trains.items():
+        for section in (train.mean_teacher, train.ua_mt):
+            found = (section.consistency_weight, section.ramp_share, section.noise_on)
+            assert found == (0.1, 1.0, "teacher"), name
+        assert train.semisam.weight == 0.05, name
+        falls = (train.optimiser.schedule, train.optimiser.drop_every)
+        assert falls == ("step" if name.startswith("la") else "poly", 2500), name
+    for train in (trains["acdc"], trains["config"]):
+        assert (train.fixmatch.unlabelled_weight, train.fixmatch.ramp_share) == (0.1, 1.0)
+        assert (train.unimatch_v2.ema_decay, train.unimatch_v2.confidence_threshold) == (
+            0.996,
+            0.95,
+        )
 
 
 def test_the_recommended_recipe_is_the_variant_of_that_name_on_the_same_protocol() -> None:

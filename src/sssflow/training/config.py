@@ -42,6 +42,7 @@ class OptimiserConfig(Config):
     weight_decay: float = Field(1e-2, ge=0, le=1, description="SSL4MIS: sgd 1e-4.")
     schedule: ScheduleKind = Field("poly", description="Closed form of the step.")
     poly_power: float = Field(0.9, gt=0, le=10, description="poly only.")
+    drop_every: int = Field(2500, ge=1, description="step only: steps between falls to a tenth.")
     warmup_steps: int = Field(20, ge=0, description="Linear rise at the start.")
     floor: float = Field(0.0, ge=0, le=1, description="Smallest factor of the learning rate.")
     clip_norm: float = Field(0.0, ge=0, description="Largest gradient norm; 0 switches it off.")

@@ -22,7 +22,7 @@ from sssflow.contracts.prompts import ObjectPrompts
 from sssflow.errors import UsageError
 from sssflow.networks.base import SegmentationNet
 from sssflow.prompts.config import SimulateConfig
-from sssflow.prompts.pcsw import select_prompts
+from sssflow.prompts.pcsw import class_taus, select_prompts
 from sssflow.prompts.simulate import simulate_object
 from sssflow.training.clips import as_clips, as_slices, carry_prompts
 from sssflow.training.config import TrainConfig
@@ -63,7 +63,8 @@ def require_sam2(student: SegmentationNet, config: TrainConfig) -> Sam2Segmenter
     """The student as SAM-2.
 
     Raises:
-        UsageError: It is another network, or its input is no square.
+        UsageError: It is another network, its input is no square, or `pcsw.tau_per_class` has
+            another key than the number of a foreground class.
     """
     from sssflow.sam.segmenter import Sam2Segmenter
 
@@ -76,6 +77,7 @@ def require_sam2(student: SegmentationNet, config: TrainConfig) -> Sam2Segmenter
             found=f"{config.network.name}, {height}x{width}",
             action="Set network.name=sam2, or choose the method sss for other students.",
         )
+    class_taus(config.sss_in_loop.pcsw, class_numbers(student.class_count))
     return student
 
 
@@ -126,12 +128,17 @@ def make_targets(
 
 def pcsw_prompts(coarse_cthw: Tensor, class_count: int, settings: SssInLoopConfig) -> Prompts:
     """PCSW on the coarse labels of each clip."""
-    names = ["background", *(str(k) for k in range(1, class_count))]
+    names = class_numbers(class_count)
     labels = coarse_cthw.to(torch.uint8).cpu().numpy()
     return [
         select_prompts(np.ascontiguousarray(part), settings.pcsw, class_names=names)
         for part in labels
     ]
+
+
+def class_numbers(class_count: int) -> tuple[str, ...]:
+    """What PCSW calls the classes in the loop, which knows no names."""
+    return ("background", *(str(k) for k in range(1, class_count)))
 
 
 def true_prompts(

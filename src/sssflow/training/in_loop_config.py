@@ -6,7 +6,7 @@ Numbers in brackets, as (G3), are the rows of the register of open points in the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -56,7 +56,9 @@ class SssInLoopConfig(Config):
         0.95, ge=0, le=1, description="Below it a pixel of a pseudo label is unused (G3)."
     )
     unlabelled_encoder_grad: bool = Field(
-        True, description="False: the encoder is frozen on unlabelled clips, as in the figure (G4)."
+        True,
+        description="False: the encoder is frozen on unlabelled clips, as in the figure (G4); then "
+        "a detached coarse head learns nothing from them, and unlabelled_on is decoder.",
     )
     feature_perturbation: Literal["dfe", "comp_dropout", "both", "none"] = Field(
         "dfe", description="Of strong views (G8)."
@@ -78,7 +80,8 @@ class SssInLoopConfig(Config):
     )
     pcsw: PcswConfig = Field(
         default_factory=PcswConfig,
-        description="Window, graph, classes, prompt slices, empty classes (G10 to G13).",
+        description="Window, graph, classes, prompt slices, empty classes (G10 to G13). Inside the "
+        "loop `tau_per_class` goes by class number.",
     )
     prompts_from: Literal["view", "scan"] = Field(
         "view",
@@ -126,3 +129,14 @@ class SssInLoopConfig(Config):
             pcsw = {"preset": "fragment", **given} if isinstance(given, Mapping) else given
             return {**_FRAGMENT, **data, "pcsw": pcsw}
         return data
+
+    @model_validator(mode="after")
+    def _every_term_moves_the_student(self) -> Self:
+        idle = not self.unlabelled_encoder_grad and self.coarse_head_unlabelled == "detached"
+        if idle and self.unlabelled_on != "decoder":
+            raise ValueError(
+                "unlabelled_encoder_grad: false with coarse_head_unlabelled: detached leaves the "
+                "coarse term of unlabelled clips nothing to move; set unlabelled_on: decoder, or "
+                "coarse_head_unlabelled: trained"
+            )
+        return self

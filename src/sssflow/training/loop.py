@@ -146,6 +146,7 @@ def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTer
         step,
         config.steps,
         power=config.optimiser.poly_power,
+        drop_every=config.optimiser.drop_every,
         warmup_steps=config.optimiser.warmup_steps,
         floor=config.optimiser.floor,
     )

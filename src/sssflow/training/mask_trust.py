@@ -27,7 +27,7 @@ def case_masks(
     preprocessing: Preprocessing,
     trust: SssConfig,
 ) -> tuple[Tensor, Tensor]:
-    """uint8 (n,f,h,w) at network size and the trust (n,f); zeros where there is nothing."""
+    """uint8 (n,f,h,w) at network size and the trust (n,f); 0 where a class has no voxel."""
     slices = case.grid.shape_shw[0]
     if found is None:
         shape = (slices, foreground, *preprocessing.size_hw)
@@ -40,11 +40,11 @@ def case_masks(
     weight = torch.zeros(slices, foreground)
     for scores in masks.objects:
         weight[:, scores.class_index - 1] = _trust(scores, slices, trust, case.case_id)
-    return small, weight
+    return small, weight * torch.from_numpy(array.any(axis=(2, 3)).T)
 
 
 def _trust(scores: ObjectScores, slices: int, rule: SssConfig, case_id: str) -> Tensor:
-    """Predicted IoU per slice; 0 where the mask is absent, doubted by SAM-2, or empty."""
+    """Predicted IoU per slice; 0 where there is no answer, or SAM-2 doubts it."""
     if len(scores.predicted_iou) != slices or len(scores.object_score) != slices:
         raise DataError(
             "Mask scores and slices differ in number.",

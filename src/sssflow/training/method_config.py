@@ -37,7 +37,10 @@ class MeanTeacherConfig(Config):
     ema_lag: float = Field(10.0, gt=0, le=1000, description="Steps looked back are t / lag.")
     consistency_weight: float = Field(1.0, ge=0, description="Weight at the end of its ramp.")
     ramp_share: float = Field(0.4, ge=0, le=1, description="Length of the ramp, share of the run.")
-    noise_std: float = Field(0.1, ge=0, le=1, description="Noise on the student's view.")
+    noise_std: float = Field(0.1, ge=0, le=1, description="Noise on one of the two views.")
+    noise_on: Literal["student", "teacher"] = Field(
+        "student", description="Whose view gets the noise; teacher: SSL4MIS and UA-MT."
+    )
 
 
 class UaMtConfig(MeanTeacherConfig):
@@ -116,9 +119,11 @@ class DanConfig(Config):
 
 
 class UniMatchV2Config(Config):
-    """UniMatch V2; also the base of `sss`."""
+    """UniMatch V2; also the base of `sss`. Decay and threshold are for a few thousand steps."""
 
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="Ratio min(t/(t+lag), decay).")
+    ema_decay: float = Field(
+        0.99, ge=0, lt=1, description="Ratio min(t/(t+lag), decay). UniMatch V2: 0.996."
+    )
     ema_lag: float = Field(
         10.0, gt=0, le=1000, description="1: UniMatch V2's rule, for a pretrained encoder."
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-ScheduleKind = Literal["poly", "cosine", "constant"]
+ScheduleKind = Literal["poly", "cosine", "constant", "step"]
 MaskWeightKind = Literal["falling", "constant", "rising"]
 
 
@@ -46,20 +46,24 @@ def learning_rate_factor(
     steps: int,
     *,
     power: float = 0.9,
+    drop_every: int = 2500,
     warmup_steps: int = 0,
     floor: float = 0.0,
 ) -> float:
     """Factor of the base learning rate at `step`, in [floor, 1].
 
-    poly: (1 - t/T)^power. cosine: (1 + cos(pi t/T)) / 2. A warm-up multiplies the first
-    `warmup_steps` by (t + 1) / warmup_steps; T is always the whole run, so that the value at a
-    step does not depend on where the run was resumed.
+    poly: (1 - t/T)^power. cosine: (1 + cos(pi t/T)) / 2. step: a tenth after every `drop_every`
+    steps (UA-MT, arXiv 1907.07034). A warm-up multiplies the first `warmup_steps` by
+    (t + 1) / warmup_steps; T is always the whole run, so that the value at a step does not depend
+    on where the run was resumed.
     """
     progress = min(max(step, 0), steps) / max(steps, 1)
     if kind == "poly":
         factor = float((1.0 - progress) ** power)
     elif kind == "cosine":
         factor = 0.5 * (1.0 + math.cos(math.pi * progress))
+    elif kind == "step":
+        factor = 0.1 ** (max(step, 0) // drop_every)
     else:
         factor = 1.0
     if step < warmup_steps:

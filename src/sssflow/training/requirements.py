@@ -17,10 +17,10 @@ from sssflow.training.methods.base import Method
 def require_trainable(
     method: Method, config: TrainConfig, mask_sets: Sequence[tuple[MaskSet, Path]]
 ) -> None:
-    """Refuse masks that are missing, and networks that the method cannot train.
+    """Refuse masks that are missing, networks that the method cannot train, and idle settings.
 
     Raises:
-        UsageError: Either.
+        UsageError: Any of them.
     """
     if method.needs_masks and not mask_sets:
         raise UsageError(
@@ -35,6 +35,22 @@ def require_trainable(
             expected=" or ".join(str(number) for number in sorted(method.dimensions)),
             found=config.network.dimensions,
             action="Choose another method or network; docs/how-to/train-in-3d.md lists them.",
+        )
+    if config.evaluate == "ema" and method.average is None:
+        raise UsageError(
+            f"The method {config.method} keeps no moving average that could be measured.",
+            where="evaluate",
+            expected="auto or student, or ema_evaluation=true",
+            found="ema",
+            action="Set ema_evaluation=true, or evaluate=auto.",
+        )
+    if method.clips is not None and config.foreground_probability > 0:
+        raise UsageError(
+            f"The method {config.method} reads whole clips and cannot draw slices by class.",
+            where="foreground_probability",
+            expected=0,
+            found=config.foreground_probability,
+            action="Leave it out.",
         )
 
 

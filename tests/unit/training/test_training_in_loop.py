@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Generator
 
 from sssflow.contracts.dataset import DatasetManifest
@@ -12,10 +13,11 @@ from sssflow.errors import InterruptedRun, UsageError
 from sssflow.storage.contracts import load_contract
 from sssflow.training import in_loop, stage
 from sssflow.training.clips import as_clips, carry_prompts, clip_indices, labelled_clips
-from sssflow.training.config import TrainConfig, WeakConfig
+from sssflow.training.config import AugmentationConfig, CutMixConfig, TrainConfig, WeakConfig
 from sssflow.training.data import LabelledBatch
 from sssflow.training.in_loop_config import FRAGMENT_KEYS, SssInLoopConfig
 from sssflow.training.loop import batch_of, train_step
+from sssflow.training.methods.streams import PseudoLabel, WeakView, make_strong
 from sssflow.training.views import Geometry, weak_geometry
 
 CASES = ("a",) * 5 + ("b",) * 2 + ("c",) * 4
@@ -159,7 +161,11 @@ PROMPTED = {"encoder", "prompt encoder", "decoder", "memory attention", "memory 
         ({}, "unlabelled_coarse", {"encoder"}),
         ({"coarse_head_unlabelled": "trained"}, "unlabelled_coarse", {"encoder", "coarse head"}),
         ({}, "unlabelled_prompted", PROMPTED),
-        ({"unlabelled_encoder_grad": False}, "unlabelled_prompted", PROMPTED - {"encoder"}),
+        (
+            {"unlabelled_encoder_grad": False, "unlabelled_on": "decoder"},
+            "unlabelled_prompted",
+            PROMPTED - {"encoder"},
+        ),
         ({"memory": "none"}, "unlabelled_prompted", {"encoder", "prompt encoder", "decoder"}),
         ({"labelled_loss": "bce_dice"}, "prompted", PROMPTED),
     ],
@@ -196,6 +202,50 @@ def test_every_switch_trains_a_finite_step(changes, tiny, tiny_config) -> None:
         not torch.equal(a, b) for a, b in zip(before, run.method.student.parameters(), strict=True)
     )
     assert (run.method.teacher is None) == (changes.get("preset") == "fragment")
+
+
+def test_a_coarse_term_that_could_move_nothing_is_refused() -> None:
+    frozen = {"unlabelled_encoder_grad": False}
+    with pytest.raises(ValidationError, match="unlabelled_on: decoder"):
+        SssInLoopConfig.model_validate(frozen)
+    SssInLoopConfig.model_validate({**frozen, "unlabelled_on": "decoder"})
+    SssInLoopConfig.model_validate({**frozen, "coarse_head_unlabelled": "trained"})
+
+
+def test_a_pasted_class_covers_all_slices_of_its_clip(tiny, tiny_config) -> None:
+    label = torch.zeros(2, 3, 4, 4, dtype=torch.long)
+    label[0, 1, 2] = 1
+    pseudo = PseudoLabel(label, torch.ones_like(label, dtype=torch.bool))
+    config = AugmentationConfig(cutmix=CutMixConfig(probability=0.0), class_paste_probability=1.0)
+    weak = WeakView(torch.rand(2, 3, 4, 4), None, None)
+    view = make_strong(weak, pseudo, config, Generator().manual_seed(0))
+    column = torch.zeros(2, 4, 4, dtype=torch.bool)
+    column[1, 2] = True  # its partner shows the class there, on one slice
+    assert torch.equal(view.boxes_bhw, column)
+    assert torch.equal(view.label_bhw[1], label[0])
+    settings = tiny_config(method="sss_in_loop", augmentation={"class_paste_probability": 1.0})
+    _, loss = train_step(run_of(tiny, settings), 1)
+    assert loss - loss == 0
+
+
+def test_classes_go_by_number_in_the_loop_and_a_name_is_refused_before_it(
+    tiny, tiny_config
+) -> None:
+    config = tiny_config(method="sss_in_loop")
+
+    def with_tau(key: str) -> TrainConfig:
+        pcsw = config.sss_in_loop.pcsw.model_copy(update={"tau_per_class": {key: 0.5}})
+        settings = config.sss_in_loop.model_copy(update={"pcsw": pcsw})
+        return config.model_copy(update={"sss_in_loop": settings})
+
+    run_of(tiny, with_tau("2"))
+    with pytest.raises(UsageError, match="tau_per_class"):
+        run_of(tiny, with_tau("ring"))
+
+
+def test_clips_cannot_be_drawn_by_class(tiny, tiny_config) -> None:
+    with pytest.raises(UsageError, match="whole clips"):
+        run_of(tiny, tiny_config(method="sss_in_loop", foreground_probability=0.3))
 
 
 def test_an_empty_coarse_mask_gives_no_prompt_and_no_unlabelled_loss(tiny, tiny_config) -> None:

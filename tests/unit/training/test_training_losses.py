@@ -145,6 +145,12 @@ def test_learning_rate_is_a_closed_form_of_the_step():
     assert ramps.learning_rate_factor("poly", 1000, 1000) == 0.0
     assert ramps.learning_rate_factor("cosine", 500, 1000) == pytest.approx(0.5)
     assert ramps.learning_rate_factor("constant", 999, 1000) == 1.0
+    # UA-MT: a tenth from 2,500 on, a hundredth from 5,000 on.
+    factors = [
+        ramps.learning_rate_factor("step", step, 6000, drop_every=2500)
+        for step in (0, 2499, 2500, 4999, 5000, 5999)
+    ]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     assert ramps.learning_rate_factor("constant", 0, 1000, warmup_steps=4) == 0.25
     assert ramps.learning_rate_factor("poly", 1000, 1000, floor=0.1) == 0.1
 

@@ -11,10 +11,14 @@ import pytest
 import torch
 from torch import Generator
 
-from sssflow.contracts.dataset import UnlabelledCase
-from sssflow.training.config import TrainConfig
+from sssflow.contracts.dataset import DatasetManifest, UnlabelledCase
+from sssflow.contracts.masks import MaskSet
+from sssflow.storage.contracts import load_contract
+from sssflow.training.config import TrainConfig, WeakConfig
 from sssflow.training.data import UnlabelledBatch
 from sssflow.training.loop import batch_of
+from sssflow.training.mask_trust import case_masks
+from sssflow.training.methods.base import labelled_view
 from sssflow.training.methods.registry import METHODS
 from sssflow.training.methods.streams import (
     batch_statistics,
@@ -26,6 +30,7 @@ from sssflow.training.methods.streams import (
     statistics_kept,
     weak_view,
 )
+from sssflow.volume.packed import read_packed, write_packed
 
 NAMES = {
     "supervised": {"labelled"},
@@ -98,12 +103,35 @@ def test_masks_follow_the_geometry_and_cutmix_of_their_view(prepared, tiny_confi
         }
     )
     strong = make_strong(weak, pseudo, still, Generator().manual_seed(2))
-    p = strong.image_bchw[:, 0].clamp(1 / 510, 1 - 1 / 510)
-    odds = p / (1 - p)
-    assert torch.allclose(strong.mask_bfhw[:, 0], odds / (1 + 2 * odds), atol=1e-4)
+    assert torch.allclose(strong.mask_bfhw[:, 0], strong.image_bchw[:, 0], atol=1e-5)
     assert strong.boxes_bhw.any()
     moved = torch.where(strong.boxes_bhw, pseudo.label_bhw.flip(0), pseudo.label_bhw)
     assert torch.equal(strong.label_bhw, moved)
+
+
+def test_classes_that_share_a_voxel_in_the_stored_masks_keep_their_shares(prepared, tiny_config):
+    """`merge` made a distribution of them; competing again would move them to the background."""
+    batch = first_batch(prepared(tiny_config(method="sss"))).unlabelled
+    shares = torch.tensor([0.7, 0.3])[:, None, None].expand_as(batch.mask_bfhw).clone()
+    weak = weak_view(replace(batch, mask_bfhw=shares), WeakConfig(), Generator().manual_seed(0))
+    assert torch.allclose(weak.mask_bfhw, shares, atol=1e-5)
+
+
+def test_an_empty_mask_is_not_trusted(tiny, tiny_config, tmp_path):
+    (case, *_), folder = load_contract(MaskSet, tiny.masks).cases, tiny.masks.parent
+    manifest = load_contract(DatasetManifest, tiny.dataset)
+    scan = next(c for c in manifest.cases if c.case_id == case.case_id)
+    array = read_packed(case.probability_kshw, base=folder, shape=(2, *scan.grid.shape_shw)).copy()
+    settings = tiny_config(method="sss")
+    rules = (2, settings.preprocessing, settings.sss)
+    _, before = case_masks(scan, (case, folder), *rules)
+    array[0, 1] = 0
+    stored = write_packed(tmp_path / "emptied.b2nd", array, base=tmp_path)
+    emptied = case.model_copy(update={"probability_kshw": stored})
+    _, after = case_masks(scan, (emptied, tmp_path), *rules)
+    assert float(before[1, 0]) > 0 == float(after[1, 0])
+    before[1, 0] = 0
+    assert torch.equal(before, after)
 
 
 def test_trust_is_the_predicted_iou_where_sam_segmented_and_zero_elsewhere(prepared, tiny_config):
@@ -121,6 +149,33 @@ def test_trust_is_the_predicted_iou_where_sam_segmented_and_zero_elsewhere(prepa
     weight = prepared(absent).data.unlabelled.mask_weight_nf.reshape(3, 3, 2)
     assert weight[:, 0].min() > 0
     assert weight[:, 1].abs().sum() == 0
+
+
+@pytest.mark.parametrize("method", ["mean_teacher", "ua_mt"])
+def test_the_noise_is_on_the_view_that_it_is_asked_for(method, prepared, tiny_config):
+    for noise_on in ("student", "teacher"):
+        run = prepared(tiny_config(method=method, **{method: {"noise_on": noise_on}}))
+        seen = {"student": [], "teacher": []}
+        for name, images in seen.items():
+            run.method.modules[name].register_forward_pre_hook(
+                lambda _, args, images=images: images.append(args[0])
+            )
+        batch = first_batch(run)
+        run.method.step(batch, 1, Generator().manual_seed(0))
+        clean = weak_view(
+            batch.unlabelled, run.config.augmentation.weak, labelled_draws_done(run, batch)
+        ).image_bchw
+        quiet = "student" if noise_on == "teacher" else "teacher"
+        assert torch.equal(seen[quiet][0], clean)
+        apart = (seen[noise_on][0] - clean).abs()
+        assert 0 < float(apart.max()) <= 0.2 + 1e-6
+
+
+def labelled_draws_done(run, batch):
+    """A generator as the step has it after the labelled view."""
+    generator = Generator().manual_seed(0)
+    labelled_view(batch.labelled, run.config.augmentation, generator)
+    return generator
 
 
 def test_complementary_dropout_masks_add_up_and_exempt_pairs_are_whole():

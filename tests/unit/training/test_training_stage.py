@@ -181,6 +181,12 @@ def test_sss_without_masks_is_refused_unless_their_weight_is_zero(tiny, tiny_con
     )
 
 
+def test_an_average_that_is_not_kept_cannot_be_measured(tiny, tiny_config, tmp_path):
+    with pytest.raises(UsageError, match="keeps no moving average"):
+        stage.run(tiny_config(evaluate="ema"), tiny.dataset, tmp_path)
+    stage.run(tiny_config(evaluate="ema", ema_evaluation=True), tiny.dataset, tmp_path)
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
     tiny, tiny_config, tmp_path, caplog
 ):

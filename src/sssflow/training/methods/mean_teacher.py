@@ -18,7 +18,11 @@ from sssflow.training.uncertainty import clipped_noise
 
 
 class MeanTeacher(Method):
-    """L = L_x + w(t) * MSE(softmax student(x_w + noise), softmax teacher(x_w)), w rising."""
+    """L = L_x + w(t) * MSE(softmax student(x_w + noise), softmax teacher(x_w)), w rising.
+
+    With `noise_on: teacher`, as in SSL4MIS and UA-MT, the teacher sees the noise and the student
+    x_w. Here the student does by default: the answer to a harder view is learnt from an easier one.
+    """
 
     name = "mean_teacher"
 
@@ -38,11 +42,13 @@ class MeanTeacher(Method):
         """See `Method.step`."""
         image, label = labelled_view(batch.labelled, self.config.augmentation, generator)
         weak = weak_view(unlabelled_of(batch), self.config.augmentation.weak, generator)
+        clean = weak.image_bchw
+        noisy = clean + clipped_noise(clean, self.settings.noise_std, generator)
+        seen_by = (clean, noisy) if self.settings.noise_on == "teacher" else (noisy, clean)
         with torch.no_grad():
-            target = self.ema(weak.image_bchw).float().softmax(1)
-        noise = clipped_noise(weak.image_bchw, self.settings.noise_std, generator)
+            target = self.ema(seen_by[1]).float().softmax(1)
         with statistics_kept(self.student):
-            logits_u = self.student(weak.image_bchw + noise)
+            logits_u = self.student(seen_by[0])
         logits_x = self.student(image)
         seen = SeenUnlabelled(weak, logits_u, target)
         labelled = LossTerms(

@@ -16,7 +16,6 @@ from torch import Generator, Tensor, nn
 from sssflow.errors import InternalError
 from sssflow.training.config import AugmentationConfig, WeakConfig
 from sssflow.training.data import Batch, UnlabelledBatch
-from sssflow.training.losses import mask_target
 from sssflow.training.modes import training_mode
 from sssflow.training.oracle import LeakedBatch
 from sssflow.training.views import (
@@ -80,7 +79,8 @@ def weak_view(batch: UnlabelledBatch, config: WeakConfig, generator: Generator) 
     if batch.mask_bfhw is None or batch.mask_weight_bf is None:
         leaked = geometry.label(batch.leaked_label_bhw) if isinstance(batch, LeakedBatch) else None
         return WeakView(image, None, None, leaked)
-    mask = mask_target(geometry.soft(batch.mask_bfhw))
+    # Classes and background already share each voxel of the stored masks (`sam.propagate.merge`).
+    mask = geometry.soft(batch.mask_bfhw)
     weight = batch.mask_weight_bf[:, :, None, None].expand_as(mask)
     return WeakView(image, mask, weight)
 
@@ -102,7 +102,10 @@ def make_strong(
     boxes = random_boxes(image.shape, config.cutmix, generator)
     if config.class_paste_probability > 0:
         on = chosen(len(image), config.class_paste_probability, generator)
-        boxes = boxes | (class_region(pseudo, generator) & spread(on, boxes))
+        region = class_region(pseudo, generator)
+        if region.dim() > boxes.dim():  # a clip: one region, like one box, for all of its slices
+            region = region.any(1)
+        boxes = boxes | (region & spread(on, boxes))
     return StrongView(
         paste(image, boxes),
         boxes,
