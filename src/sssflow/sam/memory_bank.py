@@ -135,10 +135,14 @@ class ClassBanks(nn.Module):
     run draws the memories that the uninterrupted one would have drawn.
     """
 
+    here: Tensor
+
     def __init__(self, rules: BankRules) -> None:
         super().__init__()
         self.rules = rules
         self.banks: dict[int, SelfSortingBank] = {}
+        # Knows the device that the method was moved to: checkpoints are read on the CPU.
+        self.register_buffer("here", torch.empty(0), persistent=False)
 
     def of(self, class_index: int) -> SelfSortingBank:
         """The bank of a class; empty before its first memory."""
@@ -167,16 +171,17 @@ class ClassBanks(nn.Module):
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """What `get_extra_state` gave."""
+        """What `get_extra_state` gave; the memories come to the module's own device."""
+        device = self.here.device
         self.banks = {
             int(k): replace(
                 self.rules.empty(),
                 entries=tuple(
                     BankEntry(*parts)
                     for parts in zip(
-                        found["memory"],
-                        found["position"],
-                        found["embedding"],
+                        found["memory"].to(device),
+                        found["position"].to(device),
+                        found["embedding"].to(device),
                         found["predicted_iou"],
                         found["name"],
                         strict=True,

@@ -146,3 +146,14 @@ def test_class_banks_come_back_from_their_state_with_the_same_draws() -> None:
     assert again.of(1).capacity == 2
     again.clear()
     assert len(again.of(1)) == 0
+
+
+def test_memories_of_a_checkpoint_come_to_the_device_of_their_module() -> None:
+    banks = ClassBanks(BankRules())
+    banks.offer(1, entry(0, 0.9))
+    # A checkpoint is read on the CPU; `meta` stands for the GPU of the run that is resumed.
+    again = torch.nn.ModuleDict({"banks": ClassBanks(BankRules())}).to("meta")
+    again.load_state_dict({f"banks.{k}": v for k, v in banks.state_dict().items()})
+    (stored,) = again["banks"].of(1).entries
+    parts = (stored.memory_cyx, stored.position_cyx, stored.embedding_d)
+    assert {part.device.type for part in parts} == {"meta"}
