@@ -53,8 +53,9 @@ class Outside:
         """
         if self.oracle is None:
             return data
+        # Drawing by class would let the leaked labels choose the slices too; v1 does not.
         streams = load_streams(
-            config,
+            config.model_copy(update={"foreground_probability": 0.0}),
             leaked_manifest(manifest, self.oracle),
             self.oracle_base,
             device=device,

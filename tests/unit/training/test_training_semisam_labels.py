@@ -123,3 +123,15 @@ def test_only_an_oracle_run_has_a_batch_with_leaked_labels(tiny, tiny_config, tm
     recorder = run.method.generalist
     step(run)
     assert len(recorder.asked[0][1]) > 0
+
+
+def test_leaked_labels_do_not_choose_the_slices(tiny, tiny_config, tmp_path):
+    oracle = oracle_of(tiny, tmp_path / "oracle", tiny.truth)
+    settings = {"semisam": {**LOOSE, "preset": "oracle_prompts"}, "foreground_probability": 1.0}
+    run = prepared(tiny_config(method="semisam", **settings), tiny, Recorder(), oracle)
+    plain = prepared(tiny_config(method="semisam", semisam=LOOSE), tiny, Recorder())
+    index = torch.tensor([0, 1, 2, 5])
+    leaked, read = (
+        r.data.unlabelled.unlabelled_batch(index, seed=0).image_bchw for r in (run, plain)
+    )
+    assert torch.equal(leaked, read)
