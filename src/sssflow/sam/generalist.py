@@ -203,10 +203,11 @@ def unit_range(image: Tensor) -> Tensor:
 
 
 def slice_prompts(region: Region, prompt_freq: int) -> ObjectPrompts:
-    """Prompts of a volume's object on every `prompt_freq`-th slice from that of largest support.
+    """Prompts of a volume's object, on slices that show its support.
 
-    Each prompted slice gets the deepest pixel of its support, the clicks that lie on it, and the
-    box of its support if the region has a box.
+    Prompted is every `prompt_freq`-th slice from that of largest support, and every slice with a
+    click. A slice gets its own clicks, and the box of its support if the region has a box; with
+    neither a box nor a click inside, it gets the deepest pixel of its support.
 
     Raises:
         ValueError: The support is empty.
@@ -215,7 +216,9 @@ def slice_prompts(region: Region, prompt_freq: int) -> ObjectPrompts:
     if area.max(initial=0) == 0:
         raise ValueError("a region without support cannot be prompted")
     anchor = int(np.argmax(area))
-    chosen = [i for i in np.flatnonzero(area).tolist() if (i - anchor) % prompt_freq == 0]
+    clicked = set(region.points_pd[:, 0].tolist())
+    shown = np.flatnonzero(area).tolist()
+    chosen = [i for i in shown if (i - anchor) % prompt_freq == 0 or i in clicked]
     return ObjectPrompts(
         class_index=1,
         continuity=1.0,
@@ -228,18 +231,20 @@ def slice_prompts(region: Region, prompt_freq: int) -> ObjectPrompts:
 
 
 def _on_slice(region: Region, index: int, support_hw: Mask) -> SlicePrompt:
-    x, y = interior_point(support_hw)
     here = [
         (_xy(point[1:]), int(label))
         for point, label in zip(region.points_pd.tolist(), region.labels_p, strict=True)
-        if point[0] == index and _xy(point[1:]) != (x, y)
+        if point[0] == index
     ]
     box = None if region.box_2d is None else tuple(map(float, bounding_box(support_hw)))
+    if box is None and not any(label for _, label in here):
+        x, y = interior_point(support_hw)
+        here.insert(0, ((float(x), float(y)), 1))
     return SlicePrompt(
         slice_index=index,
         box_xyxy_px=box,
-        points_xy_px=((float(x), float(y)), *(point for point, _ in here)),
-        point_labels=(1, *(label for _, label in here)),
+        points_xy_px=tuple(point for point, _ in here),
+        point_labels=tuple(label for _, label in here),
     )
 
 

@@ -126,13 +126,23 @@ def test_prompted_slices_lie_around_the_largest_support():
             points_xy_px=((6, 6), (4, 5)),
             point_labels=(1, 1),
         ),
+        SlicePrompt(  # for its click alone
+            slice_index=3, box_xyxy_px=(4, 4, 6, 6), points_xy_px=((5, 5),), point_labels=(1,)
+        ),
         SlicePrompt(
-            slice_index=4,
-            box_xyxy_px=(4, 4, 6, 6),
-            points_xy_px=((5, 5), (11, 0)),
-            point_labels=(1, 0),
+            slice_index=4, box_xyxy_px=(4, 4, 6, 6), points_xy_px=((11, 0),), point_labels=(0,)
         ),
     )
+    box = slice_prompts(ask(support, points=(), labels=()), 2)
+    assert [p.points_xy_px for p in box.slices] == [(), ()]
+    # Without a box, a slice that has no click inside gets the deepest pixel first.
+    clicks = slice_prompts(ask(support, points=points, labels=(1, 1, 0, 1), box=False), 2)
+    assert [p.points_xy_px for p in clicks.slices] == [
+        ((6, 6), (4, 5)),
+        ((5, 5),),
+        ((5, 5), (11, 0)),
+    ]
+    assert clicks.slices[2].point_labels == (1, 0)
     empty = ask(support, points=points, labels=(1, 1, 0, 1))
     with pytest.raises(ValueError, match="support"):
         slice_prompts(Region(0, empty.points_pd, empty.labels_p, np.zeros_like(support)), 2)
