@@ -29,7 +29,7 @@ from sssflow.contracts.dataset import DatasetManifest, Role
 from sssflow.contracts.evaluation import EvaluationSummary
 from sssflow.contracts.model import TrainedModel
 from sssflow.contracts.run import RunRecord
-from sssflow.errors import UsageError
+from sssflow.errors import DataError, UsageError
 from sssflow.evaluation import stage as evaluation
 from sssflow.experiment import ExperimentConfig
 from sssflow.networks.registry import build_network
@@ -40,7 +40,7 @@ from sssflow.sam.generalist import load_generalist
 from sssflow.sam.promptable import Generalist
 from sssflow.storage.atomic import write_text
 from sssflow.storage.contracts import load_contract, save_contract
-from sssflow.storage.digest import reference
+from sssflow.storage.digest import reference, verified_path
 from sssflow.training import stage as training
 from sssflow.training.config import TrainConfig
 from sssflow.training.loop import Progress
@@ -158,6 +158,9 @@ def _evaluate(
 def finished(order: RunOrder) -> RunResult | None:
     """The result that is already there; None if there is none.
 
+    A result whose scores are missing or damaged goes: the next run takes the training over and
+    measures again. The model is not looked at, for no table reads it.
+
     Raises:
         UsageError: It is of other settings or data.
         DataError: It cannot be read.
@@ -174,6 +177,12 @@ def finished(order: RunOrder) -> RunResult | None:
             found=f"digest {result.order_digest[:12]}",
             action="Choose another output folder, or remove this run's folder.",
         )
+    try:
+        verified_path(result.cases, base=order.out)
+    except DataError as error:
+        _LOG.warning("%s: the scores are damaged, and made again.\n%s", order.key.name, error)
+        path.unlink()
+        return None
     return result
 
 

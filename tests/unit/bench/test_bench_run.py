@@ -11,7 +11,7 @@ import pytest
 from sssflow.bench.config import BenchConfig
 from sssflow.bench.plan import RunOrder, settings_beside, settings_of
 from sssflow.bench.protocol import Protocol
-from sssflow.bench.run import run
+from sssflow.bench.run import finished, run
 from sssflow.bench.scores import read_scores
 from sssflow.bench.shared import link_files, new_trainings_first
 from sssflow.contracts.bench import RunKey
@@ -82,6 +82,24 @@ def test_a_stopped_run_goes_on_and_ends_like_one_that_was_not_stopped(
     other = stopped.model_copy(update={"warmup_share": 0.3})
     with pytest.raises(UsageError, match="other settings or data"):
         run(other)
+
+
+def test_a_finished_run_whose_scores_are_lost_is_measured_again_and_not_trained_again(
+    tiny_protocol: Protocol, whole: Path, tmp_path: Path
+) -> None:
+    order = order_for(tiny_protocol, whole, tmp_path)
+    result = run(order)
+    scores = order.out / result.cases.uri
+    text = scores.read_bytes()
+    for damage in (lambda: scores.write_bytes(text[:-20]), scores.unlink):
+        damage()
+        assert finished(order) is None
+        assert not (order.out / "result.json").exists()
+        said: list[str] = []
+        again = run(order, said.append)
+        assert said == ["evaluating"]
+        assert (again.cases, again.model_digest) == (result.cases, result.model_digest)
+        assert finished(order) == again
 
 
 def test_two_networks_of_different_seeds_are_measured_by_their_mean(
