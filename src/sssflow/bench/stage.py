@@ -243,7 +243,7 @@ def _tabulate(
         if order.key.name not in failures and (order.out / RESULT_FILE).exists()
     ]
     scored = [read_scores(load_contract(RunResult, o.out / RESULT_FILE), o.out) for o in there]
-    settings = protocol.experiment.evaluate
+    settings = orders[0].experiment.evaluate  # of all runs alike: no variant touches these keys
     resampling = Resampling(settings.bootstrap_resamples, settings.confidence, settings.seed)
     rows = group_rows(scored, resampling, settings.permutation_flips)
     reached = {order.key.name for order in there} | set(failures)

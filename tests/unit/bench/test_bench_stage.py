@@ -16,8 +16,10 @@ import pytest
 from sssflow.bench import stage
 from sssflow.bench.config import BenchConfig
 from sssflow.bench.protocol import Protocol
+from sssflow.bench.scores import GroupRow
 from sssflow.contracts.bench import BenchRecord, RunFailure, RunResult
 from sssflow.errors import InterruptedRun, UsageError
+from sssflow.evaluation.aggregate import Resampling
 from sssflow.storage.contracts import load_contract
 
 SUPERVISED, FAILING = "supervised-default-l2-s1", "bcp-default-l2-s1"
@@ -135,3 +137,27 @@ def test_settings_that_do_not_fit_are_refused_before_any_run(
     with pytest.raises(UsageError, match="steps"):
         stage.run(tiny_protocol, wrong, stage.Inputs(dataset=whole), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_intervals_and_tests_reach_the_rows(
+    tiny_protocol: Protocol,
+    tiny_bench: BenchConfig,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[Resampling, int]] = []
+
+    def group(runs: object, resampling: Resampling, flips: int) -> list[GroupRow]:
+        asked.append((resampling, flips))
+        return []
+
+    monkeypatch.setattr(stage.Pool, "run", lambda *_: None)
+    monkeypatch.setattr(stage, "group_rows", group)
+    values = {"bootstrap_resamples": 300, "confidence": 0.9, "seed": 5, "permutation_flips": 400}
+    lines = tuple(f"evaluate.{name}={value}" for name, value in values.items())
+    config = tiny_bench.model_copy(update={"settings": lines})
+    stage.run(tiny_protocol, config, stage.Inputs(dataset=whole), tmp_path)
+    assert asked == [(Resampling(300, 0.9, 5), 400)]
+    page = (tmp_path / stage.TABLE_FILE).read_text("utf-8")
+    assert "90 % percentile bootstrap interval over patients, 300 resamples, seed 5" in page
