@@ -34,7 +34,10 @@ METRICS = (
     "strict_dice", "strict_iou", "ssl4mis_dice", "ssl4mis_jaccard",
     "ssl4mis_hd95_voxel", "ssl4mis_asd_voxel",
 )  # fmt: skip
-"""Columns of cases.csv that are tabulated; the strict HD95 has its unit in its name."""
+"""Columns of cases.csv that are tabulated, beside the strict distances."""
+
+STRICT_DISTANCES = ("strict_hd95_pooled_", "strict_assd_")
+"""How the columns of the strict distances begin; they end in their unit."""
 
 Group = tuple[str, str, int | float]
 """Method, variant, label count."""
@@ -51,12 +54,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row against another one, on the seeds and patients that both have."""
+    """A row against another one, on the seeds and patients that both have.
+
+    `gain_by_seed` holds the gain of every single seed.
+    """
 
     baseline: str
     gain: Estimate
     p_value: float | None
     test: str
+    gain_by_seed: Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ def read_scores(result: RunResult, folder: Path) -> Scored:
     if not rows:
         raise DataError("A run left no scores.", where=path, action="Remove the run's folder.")
     rows = [row for row in rows if row["model"] == rows[-1]["model"]]
-    names = [*METRICS, *(n for n in rows[0] if n.startswith("strict_hd95_pooled"))]
+    names = [*METRICS, *(n for n in rows[0] if n.startswith(STRICT_DISTANCES))]
     cases = list(dict.fromkeys((row["case_id"], row["patient_id"]) for row in rows))
     tables = {}
     for name in names:
@@ -195,4 +202,11 @@ def _compare(
     difference = paired_difference(tables[0], tables[1], absent=1.0)
     p_value, test = sign_flip_test(difference, flips=flips, seed=resampling.seed)
     gain = Estimate(difference.mean(), *interval(difference, resampling))
-    return Comparison(f"{other[0]}, {other[1]}", gain, p_value, f"{test}")
+    single = {seed: _gain(mine[seed], theirs[seed]) for seed in seeds}
+    by_seed = {seed: value for seed, value in single.items() if value is not None}
+    return Comparison(f"{other[0]}, {other[1]}", gain, p_value, f"{test}", by_seed)
+
+
+def _gain(run: Scored, other: Scored) -> float | None:
+    tables = (run.tables["strict_dice"], other.tables["strict_dice"])
+    return paired_difference(*tables, absent=1.0).mean()

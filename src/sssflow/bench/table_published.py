@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from sssflow.bench.cells import amount, number, plain, table_lines
+from sssflow.bench.cells import DASH, amount, number, plain, table_lines
 from sssflow.bench.protocol import Protocol
 from sssflow.bench.published import PublishedRow
-from sssflow.bench.scores import Estimate, GroupRow
+from sssflow.bench.scores import METRICS, STRICT_DISTANCES, Estimate, GroupRow
 
 _HEAD = ("labelled", "row", "Dice", "Jaccard", "HD95", "ASD", "checkpoint chosen by", "source")
 _UNKNOWN = "not known"
+_ASD = {"ssl4mis": "", "strict": " (its ASD is over both directions)"}
 
 
 def published_lines(
@@ -33,8 +34,8 @@ def published_lines(
     return [
         "## Published and ours",
         "",
-        f"Ours in the convention `{prefix}`. Published figures are what their source reports; "
-        "a checkpoint chosen on the reported cases flatters. Counts that the protocol does not "
+        f"Ours in the convention `{prefix}`{_ASD[prefix]}. "
+        "Published figures are what their source reports; a checkpoint chosen on the reported cases flatters. Counts that the protocol does not "
         "offer are shown for orientation. †: the figures break mean J ≥ D / (2 − D) and cannot "
         "both be means over the same masks.",
         "",
@@ -48,8 +49,11 @@ def _place(entry: PublishedRow) -> float:
 
 
 def _ours(protocol: Protocol, row: GroupRow, prefix: str) -> list[str]:
-    figures = [row.figures.get(f"{prefix}_{m}", Estimate(None)) for m in _quad(prefix)]
-    numbers = [number(f.value, scale) for f, scale in zip(figures, (100, 100, 1, 1), strict=True)]
+    names = _quad(row.figures, prefix)
+    found = [row.figures.get(name, Estimate(None)) for name in names]
+    numbers = [number(f.value, scale) for f, scale in zip(found, (100, 100, 1, 1), strict=True)]
+    if names[-1].endswith("_mm"):
+        numbers[2:] = [text if text == DASH else f"{text} mm" for text in numbers[2:]]
     name = f"**ours: {row.method}, {row.variant}** ({len(row.seeds)} seeds)"
     selection = row.results[0].selection
     return [amount(row.labelled, protocol), name, *numbers, selection, "this table"]
@@ -62,7 +66,9 @@ def _theirs(protocol: Protocol, entry: PublishedRow) -> list[str]:
     return [count, entry.method, *numbers, entry.selection, source]
 
 
-def _quad(prefix: str) -> tuple[str, str, str, str]:
+def _quad(figures: Mapping[str, Estimate], prefix: str) -> tuple[str, ...]:
+    """Names of Dice, Jaccard, HD95 and ASD; the strict distances in the unit that is there."""
     if prefix == "ssl4mis":
-        return ("dice", "jaccard", "hd95_voxel", "asd_voxel")
-    return ("dice", "iou", "hd95_pooled_mm", "assd_mm")
+        return tuple(name for name in METRICS if name.startswith(prefix))
+    distances = (next((n for n in figures if n.startswith(d)), d) for d in STRICT_DISTANCES)
+    return ("strict_dice", "strict_iou", *distances)

@@ -120,7 +120,9 @@ def test_two_networks_of_different_seeds_are_measured_by_their_mean(
         rows = list(csv.DictReader(file))
     assert {row["model"] for row in rows} == {"train", "train2", "average"}
     wanted = [float(r["strict_dice"]) for r in rows if r["model"] == "average" and r["strict_dice"]]
-    table = read_scores(result, order.out).tables["strict_dice"]
+    tables = read_scores(result, order.out).tables
+    assert {"strict_hd95_pooled_mm", "strict_assd_mm"} <= set(tables)
+    table = tables["strict_dice"]
     assert table.score_nc[~(table.score_nc != table.score_nc)].tolist() == wanted
 
 

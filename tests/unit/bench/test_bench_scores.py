@@ -101,6 +101,7 @@ def test_a_gain_is_paired_on_the_seeds_that_both_have() -> None:
     assert versus is not None
     assert versus.gain.value == pytest.approx(0.1)
     assert versus.p_value == 0.5  # two patients, four sign patterns, two as extreme
+    assert versus.gain_by_seed == {1: pytest.approx(0.1)}
     assert rows[0].dice_std == pytest.approx(0.5 / math.sqrt(2))
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
+
+import pytest
+
 from sssflow.bench.protocol import Protocol
 from sssflow.bench.published import PublishedRow, published_rows
 from sssflow.bench.scores import METRICS, Comparison, Estimate, GroupRow
-from sssflow.bench.table import markdown
+from sssflow.bench.table import markdown, table_csv
 from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.bench import RunKey, RunResult
 from sssflow.contracts.evaluation import Figure
@@ -94,3 +100,43 @@ def test_whether_seeds_have_patients_of_their_own_is_read_from_their_data(
     apart = result(2).model_copy(update={"dataset_digest": "1" * 64})
     assert "Every seed has patients of its own" in page(tiny_protocol, row(result(1), apart))
     assert "drawn together" in page(tiny_protocol, row(result(1), result(2)))
+
+
+def test_a_collapsed_run_counts_in_the_mean_of_the_validation_dice(
+    tiny_protocol: Protocol,
+) -> None:
+    text = page(tiny_protocol, row(result(1, last=0.0, best=0.5), result(2, last=0.5, best=0.5)))
+    (line,) = cells(text, "Results")
+    assert line["validation Dice best / last"] == "50.00 / 25.00"
+    assert line["all stages, min"] == "3.0"
+
+
+@pytest.mark.parametrize(("unit", "told"), [("mm", "1.50 mm"), ("voxel", "1.50")])
+def test_strict_distances_stand_beside_published_ones_with_their_unit(
+    tiny_protocol: Protocol, unit: str, told: str
+) -> None:
+    one = row()
+    strict = {f"strict_hd95_pooled_{unit}": Estimate(3.0), f"strict_assd_{unit}": Estimate(1.5)}
+    one = dataclasses.replace(one, figures={**one.figures, **strict})
+    entry = PublishedRow(method="m", labelled=2, dice=50, selection="s", source="t")
+    ours = cells(page(tiny_protocol, one, (entry,)), "Published and ours")[0]
+    assert ours["ASD"] == told
+    assert ours["HD95"] == told.replace("1.50", "3.00")
+
+
+def test_a_gain_says_in_how_many_seeds_it_is_one_and_what_its_interval_leaves_out(
+    tiny_protocol: Protocol,
+) -> None:
+    gains = {1: 0.02, 2: -0.01, 3: 0.03}
+    versus = Comparison("supervised, default", Estimate(0.0133, 0.01, 0.02), 0.04, "test", gains)
+    one = row(result(1), result(2), result(3), comparison=versus)
+    text = page(tiny_protocol, one)
+    (line,) = cells(text, "Results")
+    assert line["gain over supervised"] == "+1.33 (+1.00 to +2.00); 2 of 3 seeds above 0"
+    assert "take the trainings as they fell out" in text
+    lines = list(csv.DictReader(io.StringIO(table_csv(tiny_protocol, [one], {}))))
+    assert [(r["seed"], r["gain"]) for r in lines if r["seed"]] == [
+        ("1", "0.02"),
+        ("2", "-0.01"),
+        ("3", "0.03"),
+    ]
