@@ -34,10 +34,10 @@ def published_lines(
     return [
         "## Published and ours",
         "",
-        f"Ours in the convention `{prefix}`{_ASD[prefix]}. "
-        "Published figures are what their source reports; a checkpoint chosen on the reported cases flatters. Counts that the protocol does not "
-        "offer are shown for orientation. †: the figures break mean J ≥ D / (2 − D) and cannot "
-        "both be means over the same masks.",
+        f"Ours in the convention `{prefix}`{_ASD[prefix]}. Published figures are what their "
+        "source reports; a checkpoint chosen on the reported cases flatters. Counts that the "
+        "protocol does not offer are shown for orientation. †: the figures break mean J ≥ "
+        "D / (2 − D) and cannot both be means over the same masks.",
         "",
         *table_lines(_HEAD, ordered),
         "",
