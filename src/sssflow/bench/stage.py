@@ -20,6 +20,7 @@ from sssflow.bench.run import RESULT_FILE, finished
 from sssflow.bench.scores import group_rows, read_scores
 from sssflow.bench.shared import new_trainings_first
 from sssflow.bench.table import markdown, table_csv
+from sssflow.bench.trainable import require_trainings
 from sssflow.contracts.base import Contract
 from sssflow.contracts.bench import BenchRecord, RunFailure, RunKey, RunResult
 from sssflow.contracts.dataset import DatasetManifest
@@ -38,6 +39,7 @@ from sssflow.ingest.phantoms import stage as phantoms
 from sssflow.storage.atomic import write_text
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference
+from sssflow.training.config import TrainConfig
 from sssflow.training.methods.registry import METHODS
 
 _LOG = logging.getLogger(__name__)
@@ -71,11 +73,16 @@ def plan(protocol: Protocol, config: BenchConfig) -> tuple[RunKey, ...]:
     """All runs, with the settings of each checked; nothing is read or written.
 
     Raises:
-        UsageError: An unknown method or variant, or settings that do not fit.
+        UsageError: An unknown method or variant, settings that do not fit, or a method that cannot
+            train the protocol's network.
     """
     keys = run_keys(protocol, config, METHODS)
+    trainings: list[tuple[RunKey, TrainConfig]] = []
     for key in keys:
-        settings_beside(settings_of(protocol, config, key), key.variant)
+        settings = settings_of(protocol, config, key)
+        wanted = (settings.train, *settings_beside(settings, key.variant))
+        trainings += [(key, train) for train in wanted]
+    require_trainings(trainings)
     return keys
 
 

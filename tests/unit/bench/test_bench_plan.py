@@ -10,6 +10,7 @@ from sssflow.bench.config import BenchConfig
 from sssflow.bench.plan import run_keys, settings_of
 from sssflow.bench.protocol import Protocol, load_protocol, protocol_names
 from sssflow.bench.published import PublishedRow, is_plausible, published_rows
+from sssflow.bench.stage import plan
 from sssflow.bench.variants import find_variant, shipped_variants
 from sssflow.contracts.bench import RunKey
 from sssflow.contracts.dataset import DatasetManifest, Role
@@ -142,3 +143,28 @@ def test_a_published_row_that_breaks_jensens_inequality_is_marked() -> None:
     assert marked == {"VQ-Seg †"}
     assert all(row.selection and row.source for row in published_rows("acdc"))
     assert published_rows("") == ()
+
+
+def test_a_method_that_cannot_train_the_network_is_refused_before_anything_is_trained(
+    tiny_protocol: Protocol,
+) -> None:
+    config = BenchConfig(methods=("supervised", "sss_in_loop"), seeds=(1,))
+    with pytest.raises(UsageError, match="sss_in_loop, default: In-loop SSS") as refused:
+        plan(tiny_protocol, config)
+    assert "network.name=sam2" in refused.value.action
+    own = {"sss_in_loop": {"network": {"name": "sam2"}}}
+    assert len(plan(tiny_protocol.model_copy(update={"methods": own}), config)) == 4
+
+
+def test_a_method_for_slices_is_refused_under_a_protocol_of_volumes() -> None:
+    volumes = load_protocol("la-lite")
+    with pytest.raises(UsageError, match=r"sss, default: .* cannot train a 3-D network"):
+        plan(volumes, BenchConfig(methods=("sss",), seeds=(1,)))
+    assert plan(volumes, BenchConfig(methods=("mean_teacher",), seeds=(1,)))
+
+
+def test_every_method_for_the_net_can_be_trained_by_variants_that_change_it() -> None:
+    methods = tuple(method for method in METHODS if method != "sss_in_loop")
+    variants = ("default", "residual", "student", "rare", "average")
+    config = BenchConfig(methods=methods, variants=variants, seeds=(1,))
+    assert plan(load_protocol("phantoms-lite"), config)
