@@ -22,6 +22,7 @@ from sssflow.bench.shared import (
     held,
     link_files,
     training_name,
+    used_settings,
     warmup_of,
 )
 from sssflow.contracts.bench import RunResult
@@ -115,6 +116,7 @@ def _train(
 ) -> RunRecord:
     """One training; the start of the chain serves only a network of the same kind."""
     place = order.trainings / training_name(order, config)
+    config = used_settings(config)
     start = chain.start if config.network == order.experiment.train.network else None
     if start is not None:
         config = config.model_copy(update={"steps": config.steps - chain.steps})

@@ -71,7 +71,8 @@ class GroupRow:
     """One row of the table: all seeds of one method, variant and label count.
 
     `comparison` is with the supervised runs of the same net and augmentation, `over_default` with
-    the same method's runs without the variant.
+    the same method's runs without the variant. `same_as_default`: the variant changes nothing that
+    these runs read.
     """
 
     method: str
@@ -82,6 +83,7 @@ class GroupRow:
     dice_over_seeds: tuple[float, ...]
     comparison: Comparison | None
     over_default: Comparison | None
+    same_as_default: bool = False
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -11,21 +11,50 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 from sssflow.bench.plan import RunOrder
 from sssflow.storage.atomic import link_or_copy
 from sssflow.storage.lock import locked
 from sssflow.training.config import TrainConfig
+from sssflow.training.method_config import MethodName
 
 _LOCK = ".shared-lock"
 _LEFT_BEHIND = ("checkpoints", ".lock", _LOCK)
+_READ_TOO = {"sss": ("unimatch_v2",), "sss_in_loop": ("unimatch_v2",)}
+"""Sections that a method reads beside its own."""
+
+
+def used_settings(config: TrainConfig) -> TrainConfig:
+    """The settings with the defaults in every section of a method that is not read.
+
+    Trainings that differ in such sections alone are the same training.
+    """
+    read = {config.method, *_READ_TOO.get(config.method, ())}
+    if config.method == "semisam":
+        read.add(config.semisam.base)
+    fields = TrainConfig.model_fields
+    unread = [name for name in get_args(MethodName) if name in fields and name not in read]
+    defaults = {name: fields[name].get_default(call_default_factory=True) for name in unread}
+    return config.model_copy(update=defaults)
+
+
+def same_work(order: RunOrder, other: RunOrder) -> bool:
+    """Whether two orders differ in nothing that is read: equal models and equal figures."""
+    return _work(order) == _work(other)
+
+
+def _work(order: RunOrder) -> tuple[object, ...]:
+    read = order.experiment.model_copy(update={"train": used_settings(order.experiment.train)})
+    beside = tuple(used_settings(config) for config in order.beside)
+    return order.dataset_digest, order.warmup_share, read.digest(), beside
 
 
 def warmup_of(order: RunOrder) -> TrainConfig:
     """The supervised training that the chain of `order` begins with."""
     train = order.experiment.train
     steps = round(order.warmup_share * train.steps)
-    return train.model_copy(update={"method": "supervised", "steps": steps})
+    return used_settings(train.model_copy(update={"method": "supervised", "steps": steps}))
 
 
 def chain_name(order: RunOrder) -> str:
@@ -45,7 +74,7 @@ def adapted_name(order: RunOrder) -> str:
 
 def training_name(order: RunOrder, config: TrainConfig) -> str:
     """Name of a training of `order`; the chain counts whether or not the method learns from it."""
-    parts = [order.dataset_digest, config.digest(), chain_name(order)]
+    parts = [order.dataset_digest, used_settings(config).digest(), chain_name(order)]
     return _name([*parts, order.experiment.generalist.digest()])
 
 

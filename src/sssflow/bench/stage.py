@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,9 +18,10 @@ from sssflow.bench.protocol import Protocol
 from sssflow.bench.published import published_rows
 from sssflow.bench.run import RESULT_FILE, finished
 from sssflow.bench.scores import group_rows, read_scores
-from sssflow.bench.shared import new_trainings_first
+from sssflow.bench.shared import new_trainings_first, same_work
 from sssflow.bench.table import markdown, table_csv
 from sssflow.bench.trainable import require_trainings
+from sssflow.bench.variants import DEFAULT
 from sssflow.contracts.base import Contract
 from sssflow.contracts.bench import BenchRecord, RunFailure, RunKey, RunResult
 from sssflow.contracts.dataset import DatasetManifest
@@ -253,6 +254,11 @@ def _tabulate(
     settings = orders[0].experiment.evaluate  # of all runs alike: no variant touches these keys
     resampling = Resampling(settings.bootstrap_resamples, settings.confidence, settings.seed)
     rows = group_rows(scored, resampling, settings.permutation_flips)
+    idle = {o.key.name for o in there if _changes_nothing(protocol, config, o)}
+    rows = [
+        replace(row, same_as_default=all(result.key.name in idle for result in row.results))
+        for row in rows
+    ]
     reached = {order.key.name for order in there} | set(failures)
     missing = [order.key for order in orders if order.key.name not in reached]
     words = [f"Intervals: {resampling.describe()}."]
@@ -278,6 +284,15 @@ def _tabulate(
     )
     save_contract(record, out / RECORD_FILE)
     return record
+
+
+def _changes_nothing(protocol: Protocol, config: BenchConfig, order: RunOrder) -> bool:
+    """Whether a run with a variant reads the very settings of one without."""
+    if order.key.variant == DEFAULT:
+        return False
+    key = order.key.model_copy(update={"variant": DEFAULT})
+    plain = {"experiment": settings_of(protocol, config, key), "beside": ()}
+    return same_work(order, order.model_copy(update=plain))
 
 
 def _split_words(order: RunOrder, manifest: DatasetManifest) -> str:

@@ -14,6 +14,8 @@ from sssflow.bench.table_published import published_lines
 from sssflow.contracts.bench import RunFailure, RunKey
 from sssflow.evaluation.metrics import CONVENTIONS
 
+_SAME = " (same settings as default)"
+
 _SHOWN = {
     "strict_dice": ("Dice", 100.0),
     "strict_iou": ("Jaccard", 100.0),
@@ -73,7 +75,7 @@ def _results(protocol: Protocol, rows: Sequence[GroupRow]) -> list[str]:
             [
                 amount(row.labelled, protocol),
                 row.method,
-                row.variant,
+                f"{row.variant}{_SAME if row.same_as_default else ''}",
                 str(len(row.seeds)),
                 estimate(row.figures["strict_dice"], 100),
                 number(row.dice_std, 100),
@@ -226,7 +228,8 @@ def table_csv(
 
 
 def _group_cells(row: GroupRow, metric: str, found: Estimate) -> dict[str, object]:
-    cells: dict[str, object] = {"metric": metric, "status": f"mean of {len(row.seeds)} seeds"}
+    status = f"mean of {len(row.seeds)} seeds{_SAME if row.same_as_default else ''}"
+    cells: dict[str, object] = {"metric": metric, "status": status}
     cells |= _interval_cells(found)
     if metric != "strict_dice":
         return cells

@@ -1,0 +1,129 @@
+"""Which trainings of a table are one and the same."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import get_args
+
+import pytest
+
+from sssflow.bench import stage
+from sssflow.bench.config import BenchConfig
+from sssflow.bench.plan import RunOrder, settings_of
+from sssflow.bench.protocol import Protocol, load_protocol
+from sssflow.bench.run import run
+from sssflow.bench.shared import same_work, training_name, used_settings
+from sssflow.contracts.bench import RunKey
+from sssflow.networks.registry import build_network
+from sssflow.training.config import TrainConfig
+from sssflow.training.method_config import MethodName
+from sssflow.training.methods.registry import METHODS, build_method
+
+SECTIONS = [name for name in get_args(MethodName) if name in TrainConfig.model_fields]
+
+
+def order(protocol: str, method: str, variant: str) -> RunOrder:
+    loaded = load_protocol(protocol)
+    key = RunKey(method=method, variant=variant, labelled=loaded.labelled[0], seed=1)
+    nowhere = Path("nowhere")
+    return RunOrder(
+        key=key,
+        protocol=protocol,
+        experiment=settings_of(loaded, BenchConfig(), key),
+        warmup_share=0.4,
+        dataset=nowhere,
+        dataset_digest="0" * 64,
+        out=nowhere,
+        chains=nowhere,
+        trainings=nowhere,
+    )
+
+
+@pytest.mark.parametrize(
+    ("protocol", "method", "variant", "same"),
+    [
+        ("acdc-lite", "mean_teacher", "confident", True),
+        ("acdc-lite", "unimatch", "confident", True),  # its default is 0.95 already
+        ("acdc-lite", "unimatch_v2", "confident", False),
+        ("acdc-lite", "sss", "confident", False),  # on unimatch_v2's settings
+        ("acdc-lite", "mean_teacher", "loose", True),
+        ("acdc-lite", "semisam", "loose", False),
+        ("la-lite", "mean_teacher", "rare", True),  # 0.33 already
+        ("acdc-lite", "mean_teacher", "rare", False),
+    ],
+)
+def test_a_variant_of_settings_that_a_method_does_not_read_trains_nothing_anew(
+    protocol: str, method: str, variant: str, same: bool
+) -> None:
+    plain, changed = (order(protocol, method, name) for name in ("default", variant))
+    names = {training_name(one, one.experiment.train) for one in (plain, changed)}
+    assert (len(names) == 1) is same
+    assert same_work(plain, changed) is same
+
+
+def test_a_variant_of_the_test_alone_shares_the_training_and_is_other_work() -> None:
+    plain, flips = (order("acdc-lite", "mean_teacher", name) for name in ("default", "flips"))
+    assert training_name(plain, plain.experiment.train) == training_name(
+        flips, flips.experiment.train
+    )
+    assert not same_work(plain, flips)
+
+
+def modules_of(method: type) -> list[ModuleType]:
+    """The modules of its classes, and those of the training room that these import whole."""
+    found = {inspect.getmodule(one) for one in method.__mro__}
+    inner = [m for one in found for m in vars(one).values() if isinstance(m, ModuleType)]
+    return [m for m in [*found, *inner] if m is not None and "sssflow.training" in m.__name__]
+
+
+@pytest.mark.parametrize(
+    ("method", "base"),
+    [*((name, "mean_teacher") for name in METHODS), ("semisam", "ua_mt"), ("semisam", "dan")],
+)
+def test_every_section_that_the_code_of_a_method_names_is_kept(method: str, base: str) -> None:
+    """By the text of its classes' modules and of the modules of the room that these import."""
+    network = {"name": "sam2" if method == "sss_in_loop" else "unet"}
+    config = TrainConfig.model_validate(
+        {"method": method, "network": network, "semisam": {"base": base}, "steps": 7}
+    )
+    built = type(build_method(build_network(config.network, 2, seed=0), config))
+    text = "\n".join(map(inspect.getsource, modules_of(built)))
+    for one in built.__mro__:
+        for name, member in vars(one).items():
+            if isinstance(member, property) and getattr(built, name) is not member:
+                text = text.replace(inspect.getsource(member.fget), "")  # overridden: never read
+    named = {name for name in SECTIONS if re.search(rf"config\.{name}\b", text)}
+    assert named or method == "supervised"
+    other = {
+        name: type(getattr(config, name)).model_construct(**getattr(config, name).model_dump())
+        for name in SECTIONS
+    }
+    marked = config.model_copy(update=other)
+    kept = {name for name in SECTIONS if getattr(used_settings(marked), name) is other[name]}
+    assert named <= kept
+
+
+def test_a_row_of_settings_that_are_the_defaults_says_so(
+    tiny_protocol: Protocol,
+    tiny_bench: BenchConfig,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def in_this_process(_: object, orders: list[RunOrder], done: Callable[[], object]) -> None:
+        for waiting in orders:
+            run(waiting)
+
+    monkeypatch.setattr(stage.Pool, "run", in_this_process)
+    variants = {"variants": ("default", "loose", "wide"), "methods": ("mean_teacher",)}
+    lines = ("train.steps=2", "train.eval_every=2", "evaluate.worst_cases=0")
+    config = tiny_bench.model_copy(update={**variants, "settings": lines, "baseline": False})
+    stage.run(tiny_protocol, config, stage.Inputs(dataset=whole), tmp_path)
+    page = (tmp_path / stage.TABLE_FILE).read_text("utf-8")
+    assert "| mean_teacher | loose (same settings as default) |" in page
+    assert "| mean_teacher | wide |" in page
+    assert len(list((tmp_path / "trainings").iterdir())) == 2
