@@ -151,7 +151,14 @@ def open_models(
 def predict_case(
     scans: Scans, models: Sequence[LoadedModel], case: Case, config: EvaluateConfig
 ) -> Labels:
-    """Labels (s, h, w) of a case on its own grid.
+    """Labels (s, h, w) of a case on its own grid; see `predict_volume`."""
+    return predict_volume(scans.image(case), models, config)
+
+
+def predict_volume(
+    image_shw: NDArray[np.generic], models: Sequence[LoadedModel], config: EvaluateConfig
+) -> Labels:
+    """Labels (s, h, w) of raw intensities, on their grid.
 
     Several models: arg-max of the mean of their probabilities. `config` says how many slices go
     at a time, how patches cover a volume, and what is done to the prediction.
@@ -159,25 +166,25 @@ def predict_case(
     if len(models) == 1 and not config.test_time_flips:
         labels = predict_labels(
             models[0].net,
-            *_input(scans, models[0], case, config),
+            *_input(image_shw, models[0], config),
             batch_slices=config.batch_slices,
         )
     else:
         predict = flip_averaged_probabilities if config.test_time_flips else predict_probabilities
         parts = [
-            predict(m.net, *_input(scans, m, case, config), batch_slices=config.batch_slices)
+            predict(m.net, *_input(image_shw, m, config), batch_slices=config.batch_slices)
             for m in models
         ]
         labels = mean_probabilities(parts).argmax(0).astype(np.uint8)
     if config.largest_component:
-        return largest_component_per_class(labels, scans.manifest.class_count)
+        return largest_component_per_class(labels, len(models[0].description.class_names))
     return labels
 
 
 def _input(
-    scans: Scans, model: LoadedModel, case: Case, config: EvaluateConfig
+    image_shw: NDArray[np.generic], model: LoadedModel, config: EvaluateConfig
 ) -> tuple[NDArray[np.float32], Preprocessing]:
     rule = model.description.preprocessing
     if rule.patch is not None:
         rule = rule.model_copy(update={"patch": with_window(rule.patch, config.window)})
-    return normalise(scans.image(case), rule.intensity), rule
+    return normalise(image_shw, rule.intensity), rule
