@@ -29,6 +29,7 @@ ROOMS = {
     "sam": {"networks", "volume", "storage", "contracts", "prompts"},
     "training": {"networks", "prompts", "sam", "volume", "storage", "contracts"},
     "evaluation": {"networks", "volume", "storage", "contracts"},
+    "prediction": {"evaluation", "networks", "volume", "storage", "contracts"},
     "export": {"networks", "sam", "volume", "storage", "contracts"},
     "serving": {"storage", "contracts"},
     "pipeline": {"contracts", "storage"},

@@ -27,4 +27,4 @@ def test_the_reference_describes_every_key_and_every_verb() -> None:
     assert len(rows) > 150
     assert [row for row in rows if row.rstrip().endswith("|  |")] == []
     verbs = (folder / "command-line.md").read_text("utf-8")
-    assert verbs.count("\n## `sssflow ") == 32
+    assert verbs.count("\n## `sssflow ") == 33

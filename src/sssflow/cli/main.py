@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeGuard
 
 import typer
 from typer.exceptions import TyperException
@@ -22,13 +23,14 @@ from sssflow.cli import (
     export,
     infer,
     pipeline,
+    predict,
     prompts,
     sam2,
     serve,
     train,
 )
 from sssflow.cli.processes import is_first, spoken_for
-from sssflow.cli.session import Session, error_console
+from sssflow.cli.session import Session, error_console, no_room
 from sssflow.errors import InterruptedRun, SssflowError
 
 EXIT_USAGE = 64
@@ -50,6 +52,7 @@ app.command("train")(train.train)
 app.command("prompts")(prompts.prompts)
 app.command("infer")(infer.infer)
 app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
 app.add_typer(export.app, name="export")
 app.command("bench")(bench.bench)
 app.add_typer(sam2.app, name="sam2")
@@ -99,6 +102,10 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except Exception as error:
+        if _is_about_making(session.out, error):
+            refusal = no_room(session.out or Path(), error.strerror)
+            _say(f"{refusal.kind}: {refusal.describe()}")
+            return refusal.exit_code
         return _bug(error, session)
     if result == EXIT_INTERRUPTED:
         return _interrupted()
@@ -108,6 +115,14 @@ def run(arguments: Sequence[str]) -> int:
 def _interrupted() -> int:
     _say("interrupted: the same command starts this step again")
     return EXIT_INTERRUPTED
+
+
+def _is_about_making(out: Path | None, error: Exception) -> TypeGuard[OSError]:
+    """Whether the system refused to make the output folder: it is not there, and it was named."""
+    if out is None or out.is_dir() or not isinstance(error, OSError) or error.filename is None:
+        return False
+    named, wanted = Path(os.fsdecode(error.filename)).absolute(), out.absolute()
+    return named == wanted or named in wanted.parents or wanted in named.parents
 
 
 def _bug(error: Exception, session: Session) -> int:

@@ -164,8 +164,8 @@ def collect(outputs: Mapping[str, str], out: Path, *, store: Store) -> Gathered:
 
     Results of a store in S3 are brought here first, every file verified.
 
-    `out` gets the evaluation's files, `bundle/`, `runs/<name>/run.json`, `tensorboard/<name>/`
-    and `dataset.json`; of the same names what was there before is replaced.
+    `out` gets the evaluation's files, `bundle/`, `runs/<name>/` with `run.json` and `model/`,
+    `tensorboard/<name>/` and `dataset.json`; of the same names what was there before is replaced.
 
     Raises:
         InternalError: An output is missing: the run did not do all of its work.
@@ -188,8 +188,11 @@ def collect(outputs: Mapping[str, str], out: Path, *, store: Store) -> Gathered:
         write_bytes(out / _OURS, b"")
         save_contract(manifest, out / "dataset.json")
         _replace_tree(bundle_path.parent, out / "bundle")
-        for name, (_, path) in runs.items():
-            _collect_run(path, out, name)
+        for name, (record, path) in runs.items():
+            _collect_run(record, path, out / "runs" / name)
+            curves = path.parent / "tensorboard"
+            if curves.is_dir():
+                _replace_tree(curves, out / "tensorboard" / name)
         _collect_evaluation(summary_path.parent, out)
     return Gathered(
         summary=summary,
@@ -199,11 +202,10 @@ def collect(outputs: Mapping[str, str], out: Path, *, store: Store) -> Gathered:
     )
 
 
-def _collect_run(run_path: Path, out: Path, name: str) -> None:
-    write_bytes(out / "runs" / name / run_path.name, run_path.read_bytes())
-    curves = run_path.parent / "tensorboard"
-    if curves.is_dir():
-        _replace_tree(curves, out / "tensorboard" / name)
+def _collect_run(record: RunRecord, run_path: Path, folder: Path) -> None:
+    model = verified_path(record.model, base=run_path.parent)
+    _replace_tree(model.parent, folder / "model")
+    write_bytes(folder / run_path.name, run_path.read_bytes())
 
 
 def _collect_evaluation(folder: Path, out: Path) -> None:

@@ -19,8 +19,9 @@ from sssflow.contracts.dataset import (
     UnlabelledCase,
 )
 from sssflow.contracts.masks import CaseMasks, MaskSet, ObjectScores, require_same_dataset
-from sssflow.contracts.model import Preprocessing, TrainedModel
+from sssflow.contracts.model import Preprocessing, SeenImages, TrainedModel
 from sssflow.contracts.pointer import Pointer
+from sssflow.contracts.prediction import FailedScan, PredictedScan, PredictionSet
 from sssflow.contracts.prompts import CasePrompts, ObjectPrompts, PromptSet, SlicePrompt
 from sssflow.contracts.run import RunRecord
 from sssflow.errors import DataError
@@ -145,7 +146,22 @@ BUNDLE = ModelBundle(
     intended_use="Research.",
 )
 POINTER = Pointer(uri="file:///a", content_digest=SHA)
-ALL: tuple[Contract, ...] = (MANIFEST, PROMPTS, MASKS, MODEL, RUN, BUNDLE, POINTER)
+PREDICTED = PredictionSet(
+    model_digests=(SHA,),
+    config_digest=SHA,
+    class_names=("background", "LV"),
+    scans=(
+        PredictedScan(
+            name="a.nii.gz",
+            source_sha256=SHA,
+            labels=REF,
+            voxels={"LV": 4},
+            volumes_ml={"LV": 0.072},
+        ),
+    ),
+    failed=(FailedScan(name="b.nii", reason="It is cut."),),
+)
+ALL: tuple[Contract, ...] = (MANIFEST, PROMPTS, MASKS, MODEL, RUN, BUNDLE, PREDICTED, POINTER)
 by_kind = pytest.mark.parametrize("contract", ALL, ids=lambda c: type(c).schema_name)
 
 
@@ -337,3 +353,21 @@ def test_masks_of_another_dataset_are_refused() -> None:
 def test_a_bundle_without_proof_is_no_bundle() -> None:
     with pytest.raises(ValidationError):
         ModelBundle(**{**dict(BUNDLE), "parity": ()})
+
+
+def test_an_older_model_file_loads_and_keeps_its_digest() -> None:
+    model = TrainedModel(
+        network={},
+        preprocessing=Preprocessing(),
+        class_names=("background", "LV"),
+        weights=REF,
+        dataset_digest=SHA,
+        method="supervised",
+        step=1,
+    )
+    assert "seen" not in json.loads(model.to_json())
+    again = TrainedModel.from_json(model.to_json())
+    assert (again.seen, again.digest) == (None, model.digest)
+    newer = model.model_copy(update={"seen": SeenImages(labelled=(SHA,))})
+    assert TrainedModel.from_json(newer.to_json()) == newer
+    assert newer.digest != model.digest

@@ -86,10 +86,14 @@ def make_outputs(store: Path, manifest: DatasetManifest) -> dict[str, str]:
     """Pointers to the results of a run that never was, in the folder `store`."""
     found = {"dataset": write_pointer(manifest, save_contract(manifest, store / "d" / "m.json"))}
     for name, method in (("warmup", "supervised"), ("baseline", "supervised"), ("headline", "sss")):
-        path = save_contract(record(method), store / name / "run.json")
+        model = store / name / "model" / "model.json"
+        model.parent.mkdir(parents=True)
+        model.write_text(name)
+        made = record(method, reference(model, base=store / name))
+        path = save_contract(made, store / name / "run.json")
         (store / name / "tensorboard").mkdir()
         (store / name / "tensorboard" / "curve").write_text(name)
-        found[name] = write_pointer(record(method), path)
+        found[name] = write_pointer(made, path)
     evaluation = store / "evaluate"
     (evaluation / "metrics").mkdir(parents=True)
     (evaluation / "metrics" / "cases.csv").write_text("case\n")

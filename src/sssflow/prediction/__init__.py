@@ -1,0 +1,1 @@
+"""The finished model on new scans: NIfTI in, NIfTI out."""
