@@ -18,11 +18,11 @@ from sssflow.bench.config import BenchConfig
 from sssflow.bench.protocol import Protocol
 from sssflow.bench.scores import GroupRow
 from sssflow.contracts.bench import BenchRecord, RunFailure, RunResult
-from sssflow.errors import InterruptedRun, UsageError
+from sssflow.errors import DataError, InterruptedRun, UsageError
 from sssflow.evaluation.aggregate import Resampling
 from sssflow.storage.contracts import load_contract
 
-SUPERVISED, FAILING = "supervised-default-l2-s1", "bcp-default-l2-s1"
+SUPERVISED, FAILING = "supervised-default-l2-s1", "semisam-default-l2-s1"
 
 
 def rows(out: Path) -> list[dict[str, str]]:
@@ -49,8 +49,8 @@ def test_a_benchmark_stops_goes_on_fails_apart_and_compares(
 ) -> None:
     """One story, because every start of a process costs seconds."""
     inputs = stage.Inputs(dataset=whole)
-    # bcp refuses batches that are not even, so that run alone fails.
-    lines = ("train.batch_labelled=3", "train.steps=150", "train.checkpoint_every_steps=5")
+    # semisam alone opens the generalist's weights, so that run alone fails.
+    lines = ("generalist.weights=nowhere", "train.steps=150", "train.checkpoint_every_steps=5")
     alone = tiny_bench.model_copy(update={"methods": ("supervised",), "settings": lines})
     checkpoints = "trainings/*/checkpoints/step_*"
     thread = stop_once_there(tmp_path, checkpoints)
@@ -62,8 +62,8 @@ def test_a_benchmark_stops_goes_on_fails_apart_and_compares(
     reached = max(int(path.name[-8:]) for path in tmp_path.glob(checkpoints))
     assert 0 < reached < 150
 
-    both = alone.model_copy(update={"methods": ("supervised", "bcp"), "parallel": 2})
-    with pytest.raises(UsageError, match="1 of 2 runs failed"):
+    both = alone.model_copy(update={"methods": ("supervised", "semisam"), "parallel": 2})
+    with pytest.raises(DataError, match="1 of 2 runs failed"):
         stage.run(tiny_protocol, both, inputs, tmp_path)
     log = (tmp_path / "runs" / SUPERVISED / "log.txt").read_text("utf-8")
     assert "Traceback" not in log
@@ -71,15 +71,13 @@ def test_a_benchmark_stops_goes_on_fails_apart_and_compares(
     assert set(record.results) == {SUPERVISED}
     assert list(record.failures) == [FAILING]
     failure = load_contract(RunFailure, tmp_path / "runs" / FAILING / "failure.json")
-    assert failure.exit_code == 64
+    assert failure.exit_code == 65
     page = (tmp_path / stage.TABLE_FILE).read_text("utf-8")
     assert "## Runs without a result" in page
     assert "Dataset: discs (layout drawn)." in page
     assert FAILING in page
     assert "Measured on the validation patients, which also chose each model's step" in page
-    assert (
-        "every run of this page was made with `train.batch_labelled=3`, `train.steps=150`" in page
-    )
+    assert "every run of this page was made with `generalist.weights=nowhere`, `train.st" in page
 
     finished = tmp_path / "runs" / SUPERVISED / "result.json"
     before = finished.stat().st_mtime_ns
