@@ -83,8 +83,19 @@ class Preprocessing(Record):
     patch: PatchRule | None = Field(None, description="3-D networks only; else none.")
 
 
+class SeenImages(Record):
+    """SHA-256 digests of the packed images that a model's weights depend on; sorted, each once."""
+
+    labelled: tuple[Sha256, ...] = Field((), description="It learned from them and their labels.")
+    unlabelled: tuple[Sha256, ...] = Field((), description="It learned from them without labels.")
+    selection: tuple[Sha256, ...] = Field((), description="They chose the step that was kept.")
+
+
 class TrainedModel(Contract):
-    """A student ready for use. `weights` is a safetensors file beside this file."""
+    """A student ready for use. `weights` is a safetensors file beside this file.
+
+    Without `seen` the file is an older one: it is written, and has its digest, as before.
+    """
 
     schema_name: ClassVar[str] = "sssflow.model"
 
@@ -98,3 +109,10 @@ class TrainedModel(Contract):
     warnings: tuple[str, ...] = Field(
         (), description="What every reader of its figures must be told, such as leaked labels."
     )
+    seen: SeenImages | None = Field(None, description="None: an older file, which does not say.")
+
+    def _tagged(self) -> dict[str, Any]:
+        tagged = super()._tagged()
+        if self.seen is None:
+            del tagged["seen"]
+        return tagged

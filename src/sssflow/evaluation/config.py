@@ -70,6 +70,11 @@ class EvaluateConfig(Config):
     average: bool = Field(
         False, description="Measure the mean of all models' probabilities too, as model `average`."
     )
+    allow_seen: bool = Field(
+        False,
+        description="Measure a model on cases whose labels it was trained on, which else is "
+        "refused; the report says so on top.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>.")
     write_nifti: bool = Field(
         False, description="Write predictions as NIfTI on the grid of the source file too."

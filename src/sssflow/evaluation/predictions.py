@@ -27,6 +27,7 @@ from sssflow.networks.postprocess import (
 from sssflow.networks.predict import predict_labels, predict_probabilities
 from sssflow.networks.trained import LoadedModel, load_model
 from sssflow.networks.volumes import with_window
+from sssflow.storage.atomic import disk_errors
 from sssflow.storage.contracts import load_contract
 from sssflow.volume.intensity import normalise
 from sssflow.volume.nifti import write_label_like
@@ -35,6 +36,8 @@ from sssflow.volume.packed import read_packed, write_packed
 Labels = NDArray[np.uint8]
 
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+_PACKED = ".b2nd"
+_NIFTI = ".nii.gz"
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,24 @@ class PredictionStore:
         """Store one prediction; with `nifti` also on the grid of the source file."""
         folder = self.out / "predictions" / model
         if nifti:
-            write_label_like(folder / f"{case.case_id}.nii.gz", labels_shw, case.grid)
-        return write_packed(folder / f"{case.case_id}.b2nd", labels_shw, base=self.out)
+            write_label_like(folder / f"{case.case_id}{_NIFTI}", labels_shw, case.grid)
+        return write_packed(folder / f"{case.case_id}{_PACKED}", labels_shw, base=self.out)
+
+    def clear(self) -> None:
+        """Remove the predictions of an earlier evaluation; a folder that holds more stays whole.
+
+        Raises:
+            UnavailableError: The disk is read-only or refuses access.
+        """
+        with disk_errors(self.out):
+            for folder in sorted(self.out.glob("predictions/*")):
+                if folder.is_symlink() or not folder.is_dir():
+                    continue
+                files = sorted(folder.iterdir())
+                if any(path.suffix == _PACKED for path in files) and all(map(_is_ours, files)):
+                    for path in files:
+                        path.unlink()
+                    folder.rmdir()
 
     def read(self, ref: ObjectRef, case: Case) -> Labels:
         """What `write` stored."""
@@ -146,6 +165,10 @@ def open_models(
             )
         loaded[name] = model
     return loaded
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name.endswith((_PACKED, _NIFTI)) and path.is_file()
 
 
 def predict_case(

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from sssflow.contracts.base import ObjectRef, Sha256
 from sssflow.contracts.dataset import LabelledCase, Role
 from sssflow.contracts.evaluation import EvaluationSummary, MaskQuality
+from sssflow.contracts.model import TrainedModel
 from sssflow.contracts.run import RunRecord
 from sssflow.errors import UsageError
 from sssflow.evaluation.aggregate import Resampling
@@ -34,11 +35,12 @@ from sssflow.evaluation.results import (
     paired_gain,
     pairs_with_one_absent,
 )
+from sssflow.evaluation.seen import chosen_by, seen_notes, silent_notes
 from sssflow.evaluation.tables import cases_csv, summary_json
-from sssflow.networks.trained import LoadedModel
+from sssflow.networks.trained import MODEL_FILE, LoadedModel
 from sssflow.storage.atomic import disk_errors, write_text
 from sssflow.storage.contracts import load_contract, save_contract
-from sssflow.storage.digest import reference, sha256_bytes
+from sssflow.storage.digest import reference, sha256_bytes, sha256_file
 
 SUMMARY_FILE = "evaluation.json"
 AVERAGE = "average"
@@ -54,7 +56,8 @@ _NO_RUNS: Mapping[str, Path] = MappingProxyType({})
 class _Inputs:
     """Everything that was read and checked before the first prediction.
 
-    `shown` are cases outside the measured role that the viewer shows for their SAM-2 masks.
+    `shown` are cases outside the measured role that the viewer shows for their SAM-2 masks;
+    `alarms` what must be read before any figure.
     """
 
     config: EvaluateConfig
@@ -64,6 +67,12 @@ class _Inputs:
     groups: tuple[MaskGroup, ...]
     measured: tuple[LabelledCase, ...]
     shown: tuple[LabelledCase, ...]
+    alarms: tuple[str, ...]
+
+    @property
+    def descriptions(self) -> dict[str, TrainedModel]:
+        """Name to what each model says of itself."""
+        return {name: model.description for name, model in self.models.items()}
 
     @property
     def tests(self) -> TestSettings:
@@ -95,7 +104,8 @@ def run(
         prompts: Paths of the prompts.json that the masks came from.
 
     Raises:
-        UsageError: No model, a bad name, or a run of a model that is not there.
+        UsageError: No model, a bad name, a run of another model, or a measured case whose labels a
+            model was trained on.
         DataError: An input is missing, damaged, of another dataset or of other classes.
         UnavailableError: The disk is full or read-only.
         InternalError: A metric breaks an identity.
@@ -104,6 +114,7 @@ def run(
     with disk_errors(out):  # nobody may trust files that are being replaced
         (out / SUMMARY_FILE).unlink(missing_ok=True)
     store = PredictionStore(out)
+    store.clear()
     predictions: dict[str, dict[str, ObjectRef]] = {}
     results = []
     for name, members in _measured_models(inputs).items():
@@ -137,18 +148,43 @@ def _open(
         raise UsageError(
             "A run belongs to no model.", expected=", ".join(loaded), found=", ".join(unknown)
         )
+    records = {name: _run_of(name, runs[name], models[name]) for name in loaded if name in runs}
     _check_average(config, loaded)
     groups = load_masks(scans, *load_paths)
     measured = scans.measured(config)
+    about = {name: model.description for name, model in loaded.items()}
     return _Inputs(
         config=config,
         scans=scans,
         models=loaded,
-        runs={name: load_contract(RunRecord, runs[name]) for name in loaded if name in runs},
+        runs=records,
         groups=groups,
         measured=measured,
         shown=_shown_for_masks(scans, groups, measured),
+        alarms=(
+            *seen_notes(about, measured, allow_seen=config.allow_seen),
+            *(f"Model {name}: {told}" for name, model in about.items() for told in model.warnings),
+        ),
     )
+
+
+def _run_of(name: str, path: Path, model: Path) -> RunRecord:
+    """The record of the training that `model` came from.
+
+    Raises:
+        UsageError: It is the record of another model.
+    """
+    record = load_contract(RunRecord, path)
+    found = sha256_file(model / MODEL_FILE if model.is_dir() else model)
+    if record.model.sha256 != found:
+        raise UsageError(
+            "A run is not the one that its model came from.",
+            where=f"{name}: {path}",
+            expected=f"the run of the {MODEL_FILE} with SHA-256 {found[:12]}…",
+            found=f"the run of one with SHA-256 {record.model.sha256[:12]}…",
+            action=f"Give the run.json that lies beside the folder of {name}'s model.",
+        )
+    return record
 
 
 def _check_average(config: EvaluateConfig, models: Mapping[str, LoadedModel]) -> None:
@@ -252,7 +288,7 @@ def _mask_quality(inputs: _Inputs) -> tuple[MaskQuality, ...]:
 
 
 def _notes(inputs: _Inputs, results: Sequence[ModelResult]) -> tuple[str, ...]:
-    notes = []
+    notes = list(inputs.alarms)
     unequal = pairs_with_one_absent(results[-1], results[0])
     if unequal:
         notes.append(
@@ -261,9 +297,9 @@ def _notes(inputs: _Inputs, results: Sequence[ModelResult]) -> tuple[str, ...]:
             "the first leaves the case out: the gain may differ from the difference of the means."
         )
     for name, model in inputs.models.items():
-        notes += [f"Model {name}: {warning}" for warning in model.description.warnings]
         if model.description.dataset_digest != inputs.scans.manifest.digest:
             notes.append(f"Model {name} was trained on another dataset than the measured one.")
+    notes += silent_notes(inputs.descriptions)
     if inputs.groups and not any(comparable_cases(g, inputs.scans) for g in inputs.groups):
         notes.append("The SAM-2 masks hold no validation or test case: they are not measured.")
     return tuple(notes)
@@ -295,6 +331,8 @@ def _write_files(
         manifest=scans.manifest,
         viewer=viewer_cases(gallery, config.report, inputs.shown),
         data_note=config.report.data_note,
+        alarms=inputs.alarms,
+        chosen_by=chosen_by(inputs.descriptions, inputs.measured),
     )
     texts = {
         "summary": (out / "metrics" / "summary.json", summary_text),

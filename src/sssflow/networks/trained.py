@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sssflow.configuration import parse_config
 from sssflow.contracts.base import Sha256
-from sssflow.contracts.model import Preprocessing, TrainedModel
+from sssflow.contracts.model import Preprocessing, SeenImages, TrainedModel
 from sssflow.errors import DataError
 from sssflow.networks.base import SegmentationNet
 from sssflow.networks.config import NetworkConfig
@@ -48,6 +48,7 @@ class Provenance:
     method: str
     step: int
     warnings: tuple[str, ...] = ()
+    seen: SeenImages | None = None
 
 
 def save_model(
@@ -74,6 +75,7 @@ def save_model(
         method=provenance.method,
         step=provenance.step,
         warnings=provenance.warnings,
+        seen=provenance.seen,
     )
     save_contract(model, folder / MODEL_FILE)
     return model

@@ -79,7 +79,20 @@ def run(
         cases=tuple(prompted),
     )
     save_contract(prompts, out / PROMPTS_FILE)
+    _warn_of_unprompted_classes(prompts)
     return prompts
+
+
+def _warn_of_unprompted_classes(prompts: PromptSet) -> None:
+    found = {item.class_index for case in prompts.cases for item in case.objects}
+    for index, name in enumerate(prompts.class_names):
+        if index and index not in found and prompts.cases:
+            _log.warning(
+                "no prompt for %s in any of %d case(s), so that SAM-2 will make no mask of it: the "
+                "model's coarse masks hold none of it, or none that reaches prompts.pcsw's tau",
+                name,
+                len(prompts.cases),
+            )
 
 
 def _prompt_case(

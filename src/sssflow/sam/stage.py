@@ -32,6 +32,7 @@ from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import sha256_bytes, verified_path
 from sssflow.volume.intensity import normalise
 from sssflow.volume.packed import read_packed, write_packed
+from sssflow.volume.silence import silent_classes
 
 BACKENDS: dict[str, Callable[[SamConfig], Promptable]] = {
     "torch": load_torch_promptable,
@@ -97,6 +98,8 @@ def run(
         cases=tuple(finished),
     )
     save_contract(mask_set, out / "masks.json")
+    for name in silent_classes([(mask_set, out)], manifest.class_names):
+        _LOG.warning("%s: the masks of these %d case(s) hold none of it", name, len(finished))
     return mask_set
 
 

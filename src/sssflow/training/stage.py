@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from sssflow.contracts.base import ObjectRef, Sha256
 from sssflow.contracts.dataset import DatasetManifest
 from sssflow.contracts.masks import CaseMasks, MaskSet, require_same_dataset
+from sssflow.contracts.model import TrainedModel
 from sssflow.contracts.run import RunRecord
 from sssflow.errors import DataError, UnavailableError
 from sssflow.networks.base import SegmentationNet
@@ -57,7 +59,9 @@ from sssflow.training.requirements import (
     require_same_student,
     require_trainable,
 )
+from sssflow.training.seen import seen_images
 from sssflow.training.tracking import Tracker
+from sssflow.volume.silence import silence_warnings
 
 _LOG = logging.getLogger(__name__)
 RUN_FILE = "run.json"
@@ -135,12 +139,37 @@ def run(
                 outside=outside,
                 world=world,
             )
-            return _train(prepared, manifest, out, progress)
+            origin = _origin(prepared, manifest, mask_sets, started) if world.is_first else None
+            return _train(prepared, origin, out, progress)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a model comes from; `warnings` are for every reader of its figures."""
+
+    manifest: DatasetManifest
+    start: TrainedModel | None
+    warnings: tuple[str, ...]
+
+
+def _origin(
+    prepared: Run,
+    manifest: DatasetManifest,
+    mask_sets: Sequence[tuple[MaskSet, Path]],
+    started: LoadedModel | None,
+) -> _Origin:
+    used = mask_sets if prepared.method.needs_masks else ()
+    notes = silence_warnings(used, manifest.class_names)
+    for note in notes:
+        _LOG.warning("%s", note)
+    start = None if started is None else started.description
+    return _Origin(manifest, start, (*prepared.method.warnings, *notes))
 
 
 def _train(
-    prepared: Run, manifest: DatasetManifest, out: Path, progress: ProgressCallback | None
+    prepared: Run, origin: _Origin | None, out: Path, progress: ProgressCallback | None
 ) -> RunRecord:
+    """Train to the end and publish; `origin` is needed by the first process alone."""
     world = prepared.world
     standing = begin(prepared, _newest(prepared, out) if world.is_first else None)
     tracker = None
@@ -151,7 +180,7 @@ def _train(
     finally:
         if tracker is not None:
             tracker.close()
-    return _told(world, _publish(prepared, standing, manifest, out) if world.is_first else None)
+    return _told(world, None if origin is None else _publish(prepared, standing, origin, out))
 
 
 def _newest(prepared: Run, out: Path) -> tuple[CheckpointManifest, State] | None:
@@ -221,16 +250,24 @@ def prepare(
 def _publish(
     prepared: Run,
     standing: Standing,
-    manifest: DatasetManifest,
+    origin: _Origin,
     out: Path,
 ) -> RunRecord:
-    config = prepared.config
+    config, manifest, warnings = prepared.config, origin.manifest, origin.warnings
     chosen = bool(standing.best_weights) and config.selection == "validation"
     weights = standing.best_weights if chosen else copied(evaluated_network(prepared).state_dict())
     step = standing.best_step if chosen else standing.step
     name = "ema" if evaluated_network(prepared) is prepared.method.average else "student"
-    warnings = prepared.method.warnings
-    provenance = Provenance(manifest.class_names, manifest.digest, config.method, step, warnings)
+    seen = seen_images(
+        manifest,
+        origin.start,
+        unlabelled=prepared.data.unlabelled is not None,
+        leaked="leaked_labels" in prepared.manifest.inputs,
+        selected=chosen,
+    )
+    provenance = Provenance(
+        manifest.class_names, manifest.digest, config.method, step, warnings, seen
+    )
     save_model(out / "model", weights, config.network, config.preprocessing, provenance)
     best = next((row for row in standing.history if row["step"] == step), {})
     record = RunRecord(

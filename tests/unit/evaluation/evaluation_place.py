@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sssflow.contracts.dataset import DatasetManifest, Grid, LabelledCase, Modality, Role
-from sssflow.contracts.model import Preprocessing
+from sssflow.contracts.model import Preprocessing, SeenImages
 from sssflow.networks.config import NetworkConfig
 from sssflow.networks.registry import build_network
 from sssflow.networks.trained import Provenance, save_model
@@ -37,6 +37,18 @@ class Place:
 
     def truth_of(self, index: int, phase: int) -> np.ndarray:
         return draw_truth(index, phase)
+
+    def digest_of(self, case_id: str) -> str:
+        """SHA-256 of the packed image of a case."""
+        (case,) = self.manifest.select([case_id])
+        return case.image.sha256
+
+    def model_that_saw(self, folder: Path, seen: SeenImages) -> Path:
+        """A model.json whose description says what it saw."""
+        net = build_network(NET, len(CLASS_NAMES), seed=1)
+        about = Provenance(CLASS_NAMES, self.manifest.digest, "supervised", 5, seen=seen)
+        save_model(folder, net.state_dict(), NET, PREPROCESSING, about)
+        return folder / "model.json"
 
 
 def draw_truth(index: int, phase: int) -> np.ndarray:

@@ -233,3 +233,22 @@ def test_coarse_labels_follow_the_image_and_tell_how_sure_they_are(
             1 / (1 + np.exp(-5) + np.exp(-20)), abs=1e-6
         )
         assert (labels_shw.dtype, confidence_shw.dtype) == (np.uint8, np.float32)
+
+
+def test_a_class_that_gets_no_prompt_in_any_case_is_warned_of(
+    places: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset, model = places
+    loaded = load_model(model)
+    state = loaded.net.state_dict()
+    bias = [name for name, value in state.items() if name.endswith("bias") and len(value) == 3][-1]
+    state[bias] = torch.tensor([100.0, 0.0, -100.0])  # background everywhere
+    provenance = Provenance(NAMES, "0" * 64, "supervised", 0)
+    save_model(tmp_path / "blind", state, NETWORK, PREPROCESSING, provenance)
+    found = run(PromptConfig(), dataset, tmp_path / "blind" / "model.json", tmp_path / "out")
+    assert not any(case.objects for case in found.cases)
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert [text.split(",")[0] for text in warned] == [
+        "no prompt for RV in any of 2 case(s)",
+        "no prompt for LV in any of 2 case(s)",
+    ]

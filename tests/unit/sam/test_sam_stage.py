@@ -115,3 +115,10 @@ def test_an_unknown_device_is_refused():
 def test_an_input_size_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="multiple of 32"):
         SamConfig(input_size=100)
+
+
+def test_a_class_without_any_mask_is_warned_of(small_dataset, tmp_path, caplog):
+    dataset, prompts = small_dataset(1)
+    stage.run(CONFIG, dataset, prompts, tmp_path / "out")
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warned == ["nothing: the masks of these 1 case(s) hold none of it"]

@@ -24,7 +24,8 @@ from sssflow.evaluation.results import ModelResult, worst_first
 class PageInput:
     """All that the page shows.
 
-    `viewer` may be shortened until the page is small enough; nothing else is.
+    `viewer` may be shortened until the page is small enough; nothing else is. `alarms` and
+    `chosen_by` (models whose kept step measured cases chose) are told at the head of the page.
     """
 
     title: str
@@ -34,6 +35,8 @@ class PageInput:
     manifest: DatasetManifest
     viewer: Sequence[ViewerCase]
     data_note: str = ""
+    alarms: Sequence[str] = ()
+    chosen_by: Sequence[str] = ()
 
 
 def render_within(page: PageInput, limit_bytes: int) -> str:
@@ -60,6 +63,10 @@ def render(page: PageInput, *, dropped: int = 0) -> str:
         lstrip_blocks=True,
     )
     summary = page.summary
+    first = words.first_caveats(
+        alarms=page.alarms, chosen_by=page.chosen_by, phantoms=is_phantom(page.manifest)
+    )
+    caveats = [*first, *words.further_caveats(summary, told=first)]
     template = environment.get_template("report.html")
     return template.render(
         title=page.title,
@@ -80,21 +87,11 @@ def render(page: PageInput, *, dropped: int = 0) -> str:
         masks=[_mask_row(m.masks, m.cases, m.coarse, m.sam2, m.gain) for m in summary.sam2],
         provenance=_provenance(page),
         runs=[_run_row(name, run) for name, run in page.runs.items()],
-        caveats=words.caveats(
-            summary,
-            phantoms=is_phantom(page.manifest),
-            selected_on_measured=_selected_on_measured(page),
-        )
-        + ([page.data_note] if page.data_note else []),
+        alarms=page.alarms,
+        boxed=caveats[: max(len(first), 2)],
+        caveats=caveats + ([page.data_note] if page.data_note else []),
         conventions=summary.conventions,
     )
-
-
-def _selected_on_measured(page: PageInput) -> list[str]:
-    """Models whose kept step the measured cases chose; without run records: all, to be safe."""
-    if "validation" not in page.summary.roles:
-        return []
-    return list(page.runs) or [result.name for result in page.results]
 
 
 def is_phantom(manifest: DatasetManifest) -> bool:

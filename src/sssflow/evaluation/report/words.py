@@ -118,18 +118,26 @@ def gain_sentence(gain: PairedGain | None) -> str:
     return text
 
 
-def caveats(
-    summary: EvaluationSummary, *, phantoms: bool, selected_on_measured: Sequence[str]
-) -> list[str]:
-    """What a reader must know before using a number of this page."""
-    found = [
-        "For research. Not a medical device; not for diagnosis or treatment.",
-    ]
+def first_caveats(*, alarms: Sequence[str], chosen_by: Sequence[str], phantoms: bool) -> list[str]:
+    """What stands in the box at the head of the page; `alarms` in their own words."""
+    found = ["For research. Not a medical device; not for diagnosis or treatment.", *alarms]
+    if chosen_by:
+        found.append(
+            "Measured cases are validation cases of the training, which also chose the kept "
+            f"training step of {', '.join(chosen_by)}: the figures are somewhat optimistic. A test "
+            "split has no such bias."
+        )
     if phantoms:
         found.append(
             "The scans are phantoms: drawn by a program, not taken from patients. The figures show "
             "that the flow works; they say nothing on performance in patients."
         )
+    return found
+
+
+def further_caveats(summary: EvaluationSummary, *, told: Sequence[str]) -> list[str]:
+    """What a reader must know besides what was `told` before using a number of the page."""
+    found = []
     if summary.patients < FEW_PATIENTS:
         found.append(
             f"Only {plural(summary.patients, 'patient')}: intervals are rough and tend to be too "
@@ -138,15 +146,9 @@ def caveats(
             else f"Only {plural(summary.patients, 'patient')}: intervals are rough and tend to be "
             "too narrow."
         )
-    if selected_on_measured:
-        names = ", ".join(selected_on_measured)
-        found.append(
-            f"The measured cases are validation cases, which also chose the kept training step of "
-            f"{names}: the figures are somewhat optimistic. A test split has no such bias."
-        )
     if summary.distance_unit == "voxel":
         found.append(
             "The source stores no voxel spacing: distances are in voxels, tolerances of NSD too, "
             "and volumes in ml do not exist."
         )
-    return [*found, *summary.notes]
+    return [*found, *(note for note in summary.notes if note not in told)]
