@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -12,10 +13,12 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from sssflow.errors import UsageError
 
 C = TypeVar("C", bound="Config")
+Key = tuple[str, ...]
 
 
 class Config(BaseModel):
@@ -55,22 +58,35 @@ def parse_config(model: type[C], data: Mapping[str, Any], *, source: str = "") -
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        raise _explain(model, error, source) from None
+        raise _explain(_refusals(model, error, data), source) from None
 
 
-def load_config(model: type[C], path: Path | None, overrides: Sequence[str] = ()) -> C:
+def load_config(
+    model: type[C],
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    options: Mapping[str, str] | None = None,
+) -> C:
     """Read YAML (or JSON) from `path`, apply `key.sub=value` overrides, and validate.
 
-    `path=None` starts from the defaults. Values of overrides are parsed as YAML.
+    `path=None` starts from the defaults. Values of overrides are parsed as YAML. `options` are
+    further overrides, each under the option that stands for it; they win, and errors name them.
 
     Raises:
         UsageError: The file is missing or is not a mapping, an override has no `=`, or a key or
             value does not fit.
     """
     data = {} if path is None else read_mapping(path)
-    for text in overrides:
+    in_file = {} if path is None else {str(path): copy.deepcopy(data)}
+    given = [("--set", text) for text in overrides] + list((options or {}).items())
+    for _, text in given:
         _apply_override(data, text)
-    return parse_config(model, data, source=str(path or "--set"))
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        refused = _refusals(model, error, data)
+        raise _explain(refused, _source(list(refused), given, in_file)) from None
 
 
 def override_config(config: C, overrides: Sequence[str]) -> C:
@@ -106,9 +122,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
             action="Give the path of a YAML file; `sssflow train --print-config` shows one.",
         ) from None
     except yaml.YAMLError as error:
-        raise UsageError(
-            "The configuration is not valid YAML.", where=path, found=str(error).replace("\n", " ")
-        ) from None
+        raise _not_yaml(path, error) from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -118,6 +132,21 @@ def read_mapping(path: Path) -> dict[str, Any]:
             found=type(loaded).__name__,
         )
     return {key: _unshared(value) for key, value in loaded.items()}
+
+
+def _not_yaml(path: Path, error: yaml.YAMLError) -> UsageError:
+    where, found = str(path), str(error).splitlines()[0]
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}"
+        found = error.problem or found
+    return UsageError(
+        "The configuration is not valid YAML.",
+        where=where,
+        expected="`key: value` lines, parts of a section indented by spaces",
+        found=found,
+        action="Correct it there, or a line before; `sssflow train --print-config` shows the form.",
+    )
 
 
 def _unshared(value: Any) -> Any:
@@ -162,22 +191,91 @@ def _apply_override(data: dict[str, Any], text: str) -> None:
     node[last] = value
 
 
-def _explain(model: type[BaseModel], error: ValidationError, source: str) -> UsageError:
-    lines = []
-    for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            lines.append(f"{path}: unknown key{_nearest(model, item['loc'])}")
-        else:
-            lines.append(
-                f"{path or '(top level)'}: {item['msg']} (found {item.get('input')!r:.80})"
-            )
+def _explain(refused: Mapping[Key, str], source: str) -> UsageError:
+    lines = [f"{'.'.join(key) or '(top level)'}: {why}" for key, why in refused.items()]
     return UsageError(
         "The configuration is not valid.",
         where=source,
         found="; ".join(lines),
         action="Correct the key or value; --print-config shows every key with its default.",
     )
+
+
+def _refusals(model: type[BaseModel], error: ValidationError, data: object) -> dict[Key, str]:
+    """Each refused key, once, and why; pydantic reports each member of a union by itself."""
+    found: dict[Key, list[ErrorDetails]] = {}
+    for item in error.errors(include_url=False):
+        found.setdefault(_written(model, item["loc"], data), []).append(item)
+    return {
+        key: _why(model, items)
+        for key, items in found.items()
+        # A list is too short for pydantic where one of its values was refused.
+        if items[0]["type"] != "too_short" or not any(_is_below(key, other) for other in found)
+    }
+
+
+def _is_below(key: Key, other: Key) -> bool:
+    return len(other) > len(key) and other[: len(key)] == key
+
+
+def _written(model: type[BaseModel], location: Sequence[str | int], data: object) -> Key:
+    """The part of pydantic's location that a person wrote: without the tags of unions."""
+    key: list[str] = []
+    for i, part in enumerate(location):
+        if isinstance(data, Mapping) and part in data:
+            data = data[part]
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        elif part not in _names_at(model, location[:i]):
+            continue
+        else:  # a key that is missing
+            data = None
+        key.append(str(part))
+    return tuple(key)
+
+
+def _why(model: type[BaseModel], items: Sequence[ErrorDetails]) -> str:
+    first = items[0]
+    if first["type"] == "extra_forbidden":
+        return f"unknown key{_nearest(model, first['loc'])}"
+    said = list(dict.fromkeys(item["msg"] for item in items))
+    if len(said) > 1:
+        # "Input should be a valid integer, unable to parse …": the half that says what would do.
+        said = list(dict.fromkeys(text.split(", unable")[0] for text in said))
+        rest = [text.removeprefix("Input should be ") for text in said[1:]]
+        said = [" or ".join([said[0], *rest])]
+    return f"{said[0]} (found {first.get('input')!r:.80})"
+
+
+def _source(
+    keys: Sequence[Key], given: Sequence[tuple[str, str]], files: Mapping[str, object]
+) -> str:
+    """The options and the file that may hold the refused keys, as the user typed them."""
+    found: dict[str, None] = {}
+    for key in keys:
+        by = [
+            (option if option != "--set" else f"--set {name}", len(parts) <= len(key))
+            for option, text in given
+            for name in [text.partition("=")[0]]
+            for parts in [name.split(".")]
+            if all(a == b for a, b in zip(parts, key, strict=False))
+        ]
+        exact = [option for option, is_exact in by if is_exact]
+        # A rule of a whole section may be broken by any of its keys, those of the file too.
+        sources = exact[-1:] or [option for option, _ in by]
+        sources += [] if exact else [path for path, data in files.items() if _holds(data, key)]
+        found |= dict.fromkeys(sources or files)
+    return ", ".join(found)
+
+
+def _holds(data: object, key: Key) -> bool:
+    for part in key:
+        if isinstance(data, list):
+            return True
+        if not isinstance(data, Mapping) or part not in data:
+            return False
+        data = data[part]
+    return True
 
 
 def _nearest(model: type[BaseModel], location: Sequence[str | int]) -> str:

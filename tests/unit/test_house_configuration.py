@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, Self
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from sssflow.configuration import Config, dump_yaml, load_config, parse_config
 from sssflow.errors import UsageError
@@ -83,6 +84,7 @@ def test_what_is_dumped_is_read_back_equal(tmp_path: Path) -> None:
     [
         ("- 1\n", "must be a mapping"),
         ("a: [\n", "not valid YAML"),
+        ("a: 1\nb:\n  c: 2\n d: [3]\n", "a.yaml, line 4, column 2"),
         ("!!python/object/apply:os.getcwd []\n", "not valid YAML"),
         (b"\xff\xfe\xff", "cannot be read"),
         (None, "cannot be read"),
@@ -157,3 +159,73 @@ def test_every_section_of_the_experiment_is_its_default_when_nothing_of_it_is_gi
     assert len(names) == 11
     assert parse_config(ExperimentConfig, {name: {} for name in names}) == ExperimentConfig()
     assert load_config(ExperimentConfig, None, ["train.steps=7"]).train.method == "sss"
+
+
+class Several(Config):
+    """Values that pydantic reports in more than one line."""
+
+    amount: int | float | Literal["all"] = Field("all", description="Union.")
+    sides: tuple[int, ...] = Field((1,), min_length=1, description="A list of at least one.")
+    named: dict[str, int] = Field({}, description="Free keys.")
+
+
+def refused(path: Path | None, *overrides: str, **options: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        load_config(
+            Several, path, overrides, options={f"--{name}": text for name, text in options.items()}
+        )
+    return str(caught.value)
+
+
+def test_a_union_and_a_list_are_told_once_per_key() -> None:
+    assert (
+        "found: amount: Input should be a valid integer or a valid number or 'all' (found 'x')\n"
+        in refused(None, "amount=x")
+    )
+    message = refused(None, "sides=[a]")
+    assert "sides.0: Input should be a valid integer" in message
+    assert "at least 1 item" not in message
+    assert "at least 1 item" in refused(None, "sides=[]")
+    message = refused(None, "named={a: x, b: x}")
+    assert "named.a: " in message
+    assert "named.b: " in message
+
+
+def test_the_option_or_the_file_that_held_the_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("amount: 3\n")
+    assert "where: --set sides\n" in refused(path, "sides=[a]")
+    assert "where: --sizes\n" in refused(path, "sides=[2]", sizes="sides=[a]")
+    path.write_text("amount: x\n")
+    assert f"where: {path}\n" in refused(path, "sides=[1]")
+    assert f"where: {path}, --set sides\n" in refused(path, "sides=[a]")
+
+
+class Ordered(Config):
+    """A rule over two keys."""
+
+    low: int = Field(1, description="Low.")
+    high: int = Field(2, description="High.")
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError("low is above high")
+        return self
+
+
+class Pair(Config):
+    """A section with such a rule."""
+
+    part: Ordered = Field(Ordered(), description="Section.")
+    name: str = Field("x", description="Name.")
+
+
+def test_a_rule_over_keys_names_each_place_that_held_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("part: {low: 1}\n")
+    with pytest.raises(UsageError, match=f"where: --set part.high, {path}\n"):
+        load_config(Pair, path, ["part.high=0"])
+    path.write_text("name: y\n")
+    with pytest.raises(UsageError, match=r"where: --set part\.high\n"):
+        load_config(Pair, path, ["part.high=0"])
