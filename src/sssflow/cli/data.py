@@ -15,9 +15,9 @@ from sssflow.cli.session import (
     Plan,
     PrintConfigOption,
     SetOption,
-    carried,
     console,
     finish,
+    following,
     need,
     quoted,
     read_experiment,
@@ -74,8 +74,7 @@ def check(
             action="Correct every point below, then run the same command again.",
         )
     facts = {"layout": report.layout, "split": report.split_rule}
-    given = carried(config, settings)
-    finish(source, facts, [quoted("sssflow", "data", "pack", source, "OUT", *given)])
+    finish(source, facts, [following(config, settings, "data", "pack", source, "OUT")])
 
 
 @app.command()
@@ -112,8 +111,7 @@ def pack(
         manifest = stage.run(experiment.ingest, source, out, progress=_cases(watch))
     facts = {role.value: f"{len(manifest.with_role(role))} cases" for role in Role}
     path = out / "manifest.json"
-    given = carried(config, settings)
-    then = quoted("sssflow", "train", path, "RUN", "--section", "warmup", *given)
+    then = following(config, settings, "train", path, "RUN", "--section", "warmup")
     finish(path, facts, [then])
 
 

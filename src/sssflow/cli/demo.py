@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sssflow.cli.pipeline import close, run_here
+from sssflow.cli.pipeline import close, run_here, steps
 from sssflow.cli.session import (
     DryRunOption,
     Plan,
@@ -44,9 +44,9 @@ def demo(
     plan = Plan(
         "demo",
         f"draws {drawn.patients} phantom hearts and trains {experiment.baseline.method} and "
-        f"{experiment.train.method} on them, {experiment.train.steps} steps each",
+        f"{experiment.train.method} on them, {steps(experiment)}",
         out,
         notes=("takes minutes on a laptop; the same command continues an interrupted demo",),
     )
     if plan.start(context, dry_run=dry_run):
-        close(run_here(experiment, out), out)
+        close(run_here(experiment, out), out, own_scans_next=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sssflow.cli.pipeline import figures
 from sssflow.cli.progress import working
 from sssflow.cli.session import (
     ConfigOption,
@@ -16,9 +18,8 @@ from sssflow.cli.session import (
     PrintConfigOption,
     SetOption,
     finish,
+    following,
     need,
-    percent,
-    quoted,
     read_experiment,
     show_config,
 )
@@ -74,22 +75,47 @@ def evaluate(
     reads |= {f"masks {i + 1}": path for i, path in enumerate(masks)}
     reads |= {f"prompts {i + 1}": path for i, path in enumerate(prompts)}
     does = f"measures {', '.join(models)} per case and patient, and writes the report"
-    if not Plan("evaluate", does, out, reads).start(context, dry_run=dry_run):
+    checks = [partial(_check, dataset, models, runs, masks, prompts)]
+    plan = Plan("evaluate", does, out, reads, checks=checks)
+    if not plan.start(context, dry_run=dry_run):
         return
+    from sssflow.cli.known import run_of
     from sssflow.evaluation import stage
 
     with working("evaluate"):
         summary = stage.run(
             experiment.evaluate, dataset, models, out, runs=runs, masks=masks, prompts=prompts
         )
-    facts: dict[str, object] = {}
-    for figures in summary.models:
-        dice = figures.strict.get("dice")
-        facts[f"Dice {figures.name}"] = percent(dice.value if dice else None)
-    if summary.gain is not None:
-        facts["gain"] = f"{100 * summary.gain.gain:+.1f} points ({summary.gain.test})"
-    headline = list(models.values())[-1]
-    finish(out / "report.html", facts, [quoted("sssflow", "export", dataset, headline, "BUNDLE")])
+    name, headline = list(models.items())[-1]
+    record = runs.get(name) or run_of(headline)
+    words = ["export", dataset, headline, "BUNDLE", *(["--run", record] if record else [])]
+    words += ["--evaluation", out / stage.SUMMARY_FILE]
+    finish(out / "report.html", figures(summary), [following(config, settings, *words)])
+
+
+def _check(
+    dataset: Path,
+    models: Mapping[str, Path],
+    runs: Mapping[str, Path],
+    masks: Sequence[Path],
+    prompts: Sequence[Path],
+) -> None:
+    from sssflow.cli.inputs import read_input
+    from sssflow.contracts.dataset import DatasetManifest
+    from sssflow.contracts.masks import MaskSet
+    from sssflow.contracts.model import TrainedModel
+    from sssflow.contracts.prompts import PromptSet
+    from sssflow.contracts.run import RunRecord
+
+    read_input(DatasetManifest, dataset)
+    for kind, paths in (
+        (TrainedModel, models.values()),
+        (RunRecord, runs.values()),
+        (MaskSet, masks),
+        (PromptSet, prompts),
+    ):
+        for path in paths:
+            read_input(kind, path)
 
 
 def named_paths(texts: Sequence[str], option: str) -> dict[str, Path]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,7 +83,9 @@ def student(
     reads |= {"run": run} if run is not None else {}
     reads |= {"evaluation": evaluation} if evaluation is not None else {}
     does = "writes ONNX, compares it with PyTorch on real slices, and writes the model card"
-    if not Plan("export student", does, out, reads).start(context, dry_run=dry_run):
+    checks = [partial(_check_student, dataset, model, run, evaluation)]
+    plan = Plan("export student", does, out, reads, checks=checks)
+    if not plan.start(context, dry_run=dry_run):
         return
     from sssflow.export import stage
 
@@ -95,6 +99,21 @@ def student(
         "masks equal": all(figure.masks_equal for figure in bundle.parity),
     }
     finish(out / "bundle.json", facts)
+
+
+def _check_student(dataset: Path, model: Path, run: Path | None, evaluation: Path | None) -> None:
+    from sssflow.cli.inputs import read_input
+    from sssflow.contracts.dataset import DatasetManifest
+    from sssflow.contracts.evaluation import EvaluationSummary
+    from sssflow.contracts.model import TrainedModel
+    from sssflow.contracts.run import RunRecord
+
+    read_input(DatasetManifest, dataset)
+    read_input(TrainedModel, model)
+    if run is not None:
+        read_input(RunRecord, run)
+    if evaluation is not None:
+        read_input(EvaluationSummary, evaluation)
 
 
 @app.command()
@@ -134,9 +153,9 @@ def sam2(
     from sssflow.export.config import Sam2ExportConfig
 
     given = {"size": size, "version": version, "weights": weights, "precision": precision}
-    options = [f"{key}={json.dumps(str(v))}" for key, v in given.items() if v is not None]
-    options += [f"sizes_px=[{sizes}]"] if sizes is not None else []
-    chosen = load_config(Sam2ExportConfig, config, [*(settings or ()), *options])
+    options = {f"--{k}": f"{k}={json.dumps(str(v))}" for k, v in given.items() if v is not None}
+    options |= {"--sizes": f"sizes_px=[{sizes}]"} if sizes is not None else {}
+    chosen = load_config(Sam2ExportConfig, config, settings or (), options=options)
     if print_config:
         show_config(chosen)
         return
@@ -145,7 +164,16 @@ def sam2(
     does = f"writes SAM-2 {chosen.size} for {listed} px ({chosen.precision}) behind gates"
     reads = {"weights": weights} if weights is not None else {}
     reads |= {"dataset": dataset} if dataset is not None else {}
-    if not Plan("export sam2", does, out, reads).start(context, dry_run=dry_run):
+    from sssflow.cli.inputs import check_weights, read_input
+    from sssflow.contracts.dataset import DatasetManifest
+
+    checks: list[Callable[[], object]] = [
+        partial(check_weights, chosen.size, chosen.weights, "--weights")
+    ]
+    if dataset is not None:
+        checks.append(partial(read_input, DatasetManifest, dataset))
+    plan = Plan("export sam2", does, out, reads, checks=checks)
+    if not plan.start(context, dry_run=dry_run):
         return
     from sssflow.export import sam2_stage
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,8 @@ from sssflow.cli.session import (
     PrintConfigOption,
     SetOption,
     finish,
+    following,
     need,
-    quoted,
     read_experiment,
     show_config,
 )
@@ -51,11 +52,19 @@ def infer(
     dataset = need(dataset, "MANIFEST", "manifest.json of `sssflow data pack`")
     prompts = need(prompts, "PROMPTS", "prompts.json of `sssflow prompts`")
     out = need(out, "OUT", "the folder for masks.json")
+    from sssflow.cli.inputs import check_inference, check_weights
+    from sssflow.cli.known import prompted_by
+
+    checks = [partial(check_inference, dataset, prompts, sam2)]
+    if sam2 is None and experiment.sam.backend == "torch":
+        sam = experiment.sam
+        checks.append(partial(check_weights, sam.size, sam.weights, "sam.weights"))
     plan = Plan(
         "infer",
         f"carries the prompts through each volume with SAM-2 ({experiment.sam.size})",
         out,
         {"dataset": dataset, "prompts": prompts} | ({"sam2": sam2} if sam2 else {}),
+        checks=checks,
     )
     if not plan.start(context, dry_run=dry_run):
         return
@@ -64,8 +73,9 @@ def infer(
     with working("infer"):
         masks = stage.run(experiment.sam, dataset, prompts, out, weights=sam2)
     path = out / "masks.json"
+    words = ["train", dataset, "RUN", "--method", "sss", "--masks", path]
     finish(
         path,
         {"cases": len(masks.cases), "backend": masks.backend},
-        [quoted("sssflow", "train", dataset, "RUN", "--method", "sss", "--masks", path)],
+        [following(config, settings, *words, "--start", prompted_by(prompts, out) or "MODEL")],
     )

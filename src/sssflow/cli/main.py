@@ -8,7 +8,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeGuard
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
@@ -102,8 +102,8 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except Exception as error:
-        if _is_about_making(session.out, error):
-            refusal = no_room(session.out or Path(), error.strerror)
+        if session.out is not None and _is_about_making(session.out, error):
+            refusal = no_room(session.out, getattr(error, "strerror", error))
             _say(f"{refusal.kind}: {refusal.describe()}")
             return refusal.exit_code
         return _bug(error, session)
@@ -117,9 +117,9 @@ def _interrupted() -> int:
     return EXIT_INTERRUPTED
 
 
-def _is_about_making(out: Path | None, error: Exception) -> TypeGuard[OSError]:
+def _is_about_making(out: Path, error: Exception) -> bool:
     """Whether the system refused to make the output folder: it is not there, and it was named."""
-    if out is None or out.is_dir() or not isinstance(error, OSError) or error.filename is None:
+    if out.is_dir() or not isinstance(error, OSError) or error.filename is None:
         return False
     named, wanted = Path(os.fsdecode(error.filename)).absolute(), out.absolute()
     return named == wanted or named in wanted.parents or wanted in named.parents

@@ -94,7 +94,7 @@ def run(
     )
     if plan.start(context, dry_run=dry_run):
         result = run_here(experiment, out, source, store)
-        close(result, out)
+        close(result, out, own_scans_next=source is None)
 
 
 def run_here(
@@ -115,20 +115,24 @@ def run_here(
         )
 
 
-def close(result: LocalRunResult, out: Path) -> None:
-    """Say the figures that matter, where everything is, and what to do next."""
+def close(result: LocalRunResult, out: Path, *, own_scans_next: bool) -> None:
+    """Say the figures that matter, where everything is, and what to do next.
+
+    `own_scans_next`: the run was on phantoms, and a person may want to go on to own scans.
+    """
     facts = figures(result.summary)
     facts["took"] = f"{result.wall_time_s / 60:.1f} min"
     then = [
         f"open {result.report} in a browser",
         quoted("tensorboard", "--logdir", out / "tensorboard"),
-        quoted("sssflow", "data", "check", "YOUR_SCANS"),
     ]
+    if own_scans_next:
+        then.append(quoted("sssflow", "data", "check", "YOUR_SCANS"))
     finish(result.report, facts, then)
 
 
 def figures(summary: EvaluationSummary) -> dict[str, object]:
-    """Mean Dice of each model, the gain with its interval, and SAM-2 against the coarse masks."""
+    """Mean Dice of each model, the gain with interval and p, and SAM-2 against the coarse masks."""
     facts: dict[str, object] = {}
     for model in summary.models:
         dice = model.strict.get("dice")
@@ -138,7 +142,10 @@ def figures(summary: EvaluationSummary) -> dict[str, object]:
         text = f"{100 * gain.gain:+.1f} points"
         if gain.low is not None and gain.high is not None:
             text += f" ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+        if gain.p_value is not None:
+            text += f", p = {gain.p_value:.3g}"
         facts[f"gain on {gain.patients} patients"] = text
+        facts["interval and test"] = gain.test
     for quality in summary.sam2:
         coarse = percent(quality.coarse.value) if quality.coarse else "unknown"
         facts["Dice, SAM-2 masks"] = f"{percent(quality.sam2.value)} (coarse masks: {coarse})"
@@ -151,7 +158,13 @@ def _absolute(address: str) -> str:
 
 def _what(experiment: ExperimentConfig) -> str:
     methods = f"{experiment.baseline.method} against {experiment.train.method}"
-    return f"runs ingest to export, {methods}, {experiment.train.steps} steps"
+    return f"runs ingest to export, {methods}, {steps(experiment)}"
+
+
+def steps(experiment: ExperimentConfig) -> str:
+    """How long each training of the experiment is, in words."""
+    found = {name: experiment.training(name).steps for name in ("warmup", "baseline", "train")}
+    return f"steps: {', '.join(f'{name} {count}' for name, count in found.items())}"
 
 
 def _shown_by(watch: Watch) -> Callable[[TaskEvent], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,8 @@ from sssflow.cli.session import (
     PrintConfigOption,
     SetOption,
     finish,
+    following,
     need,
-    quoted,
     read_experiment,
     show_config,
 )
@@ -51,11 +52,15 @@ def prompts(
     dataset = need(dataset, "MANIFEST", "manifest.json of `sssflow data pack`")
     model = need(model, "MODEL", "model.json of `sssflow train`")
     out = need(out, "OUT", "the folder for prompts.json")
+    from sssflow.cli.inputs import check_prompting
+    from sssflow.cli.known import adapted_to
+
     plan = Plan(
         "prompts",
         "predicts coarse masks and chooses boxes and points by PCSW; reads no label",
         out,
         {"dataset": dataset, "model": model},
+        checks=[partial(check_prompting, dataset, model, case or ())],
     )
     if not plan.start(context, dry_run=dry_run):
         return
@@ -67,4 +72,6 @@ def prompts(
     objects = sum(len(one.objects) for one in found.cases)
     slices = sum(len(o.slices) for one in found.cases for o in one.objects)
     facts = {"cases": len(found.cases), "objects": objects, "prompted slices": slices}
-    finish(path, facts, [quoted("sssflow", "infer", dataset, path, "MASKS")])
+    sam2 = adapted_to(dataset, out)
+    words = ["infer", dataset, path, "MASKS", *(["--sam2", sam2] if sam2 else [])]
+    finish(path, facts, [following(config, settings, *words)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from sssflow.cli.session import (
     PrintConfigOption,
     SetOption,
     finish,
+    following,
     need,
     quoted,
     read_experiment,
@@ -57,7 +59,12 @@ def pretrain(
     out = need(out, "OUT", "the folder for the weights")
     does = f"trains nano SAM-2 for {chosen.steps} steps, seed {chosen.seed}"
     reads = {"dataset": dataset} if dataset is not None else {}
-    if not Plan("sam2 pretrain", does, out, reads).start(context, dry_run=dry_run):
+    from sssflow.cli.inputs import read_input
+    from sssflow.contracts.dataset import DatasetManifest
+
+    checks = [partial(read_input, DatasetManifest, path) for path in reads.values()]
+    plan = Plan("sam2 pretrain", does, out, reads, checks=checks)
+    if not plan.start(context, dry_run=dry_run):
         return
     from sssflow.sam import pretrain as stage
 
@@ -94,14 +101,20 @@ def adapt(
     dataset = need(dataset, "MANIFEST", "manifest.json of `sssflow data pack`")
     out = need(out, "OUT", "the folder for the weights")
     does = f"shows SAM-2 the labelled cases for {experiment.adapt.steps} steps"
-    if not Plan("sam2 adapt", does, out, {"dataset": dataset}).start(context, dry_run=dry_run):
+    from sssflow.cli.inputs import read_input
+    from sssflow.contracts.dataset import DatasetManifest
+
+    checks = [partial(read_input, DatasetManifest, dataset)]
+    plan = Plan("sam2 adapt", does, out, {"dataset": dataset}, checks=checks)
+    if not plan.start(context, dry_run=dry_run):
         return
     from sssflow.sam import adapt as stage
 
     with working("adapt"):
         stage.run(experiment.adapt, experiment.sam, dataset, out)
     path = out / stage.ADAPTED_FILE
+    words = ["infer", dataset, "PROMPTS", "MASKS"]
     finish(
         path,
-        then=[quoted("sssflow", "infer", dataset, "PROMPTS", "OUT", "--sam2", path)],
+        then=[following(config, settings, *words, "--sam2", path)],
     )

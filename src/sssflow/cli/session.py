@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 
 from sssflow.configuration import Config, dump_yaml, load_config
-from sssflow.errors import DataError, UsageError
+from sssflow.errors import DataError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from sssflow.experiment import ExperimentConfig
@@ -61,6 +62,7 @@ class Plan:
         reads: Name of each input to its path, which must exist.
         out: Folder that the verb writes to.
         notes: Further facts worth knowing before a long run.
+        checks: Cheap looks into the inputs, without a model; each raises what the run would raise.
     """
 
     verb: str
@@ -68,6 +70,7 @@ class Plan:
     out: Path | None
     reads: Mapping[str, Path] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    checks: Sequence[Callable[[], object]] = ()
 
     def start(self, context: typer.Context, *, dry_run: bool) -> bool:
         """Check the inputs, say the plan, and tell whether to go on.
@@ -75,6 +78,8 @@ class Plan:
         Raises:
             DataError: An input does not exist.
             UsageError: `out` is a file.
+            UnavailableError: `out` cannot be made.
+            SssflowError: What a check raises.
         """
         for name, path in self.reads.items():
             if not path.exists():
@@ -83,8 +88,10 @@ class Plan:
                     where=path,
                     action=f"Check the path; `sssflow {self.verb} --help` says what it is.",
                 )
-        if self.out is not None and self.out.exists() and not self.out.is_dir():
-            raise UsageError("The output must be a folder, and this is a file.", where=self.out)
+        if self.out is not None:
+            _require_room(self.out)
+        for check in self.checks:
+            check()
         terminal = console()
         terminal.print(f"[bold]sssflow {self.verb}[/bold]: {self.does}")
         facts = dict(self.reads) | ({"output": self.out} if self.out is not None else {})
@@ -94,19 +101,57 @@ class Plan:
         for note in self.notes:
             terminal.print(f"  {note}", markup=False)
         if dry_run:
-            terminal.print("  dry run: the inputs are there; nothing was written")
+            terminal.print(f"  dry run: {self._checked()}nothing was written")
             return False
         session = context.find_object(Session)
         if session is not None:
             session.out = self.out
         return True
 
+    def _checked(self) -> str:
+        if not self.reads:
+            return ""
+        if self.checks:
+            return "the inputs are of the right kind, the rest is checked when it runs; "
+        return "the paths exist, their contents are checked when it runs; "
 
-def read_experiment(config: Path | None, settings: Sequence[str] | None) -> ExperimentConfig:
-    """The experiment of `--config` and `--set`; the defaults where neither is given."""
+
+def no_room(out: Path, found: object) -> UnavailableError:
+    """What is said where the output folder cannot be made."""
+    return UnavailableError(
+        "The output folder cannot be made.",
+        where=out,
+        expected="a folder, or a place where one can be made",
+        found=found,
+        action="Choose another output folder, then run the same command again.",
+    )
+
+
+def _require_room(out: Path) -> None:
+    """Refuse a file, and a place below one or in a closed folder; the disk may refuse later too."""
+    try:
+        if out.exists() and not out.is_dir():
+            raise UsageError("The output must be a folder, and this is a file.", where=out)
+        nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
+        if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+            kind = "a closed folder" if nearest.is_dir() else "a file"
+            raise no_room(out, f"{kind}, {nearest}")
+    except OSError as error:  # such as a name that is too long
+        raise no_room(out, error.strerror) from None
+
+
+def read_experiment(
+    config: Path | None,
+    settings: Sequence[str] | None,
+    options: Mapping[str, str] | None = None,
+) -> ExperimentConfig:
+    """The experiment of `--config` and `--set`; the defaults where neither is given.
+
+    `options` are short forms such as `--method`, each with its `key=value`; they win.
+    """
     from sssflow.experiment import ExperimentConfig
 
-    return load_config(ExperimentConfig, config, settings or ())
+    return load_config(ExperimentConfig, config, settings or (), options=options)
 
 
 def show_config(config: Config) -> None:
@@ -141,12 +186,12 @@ def finish(
         terminal.print(f"{'next:' if i == 0 else '     '} {command}", markup=False)
 
 
-def carried(config: Path | None, settings: Sequence[str] | None) -> list[object]:
-    """The options of this call that the next command needs too."""
+def following(config: Path | None, settings: Sequence[str] | None, *words: object) -> str:
+    """The command line of a next step, with the options of this call that it needs too."""
     given: list[object] = [] if config is None else ["--config", config]
     for setting in settings or ():
         given += ["--set", setting]
-    return given
+    return quoted("sssflow", *words, *given)
 
 
 def quoted(*words: object) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +25,7 @@ from sssflow.cli.processes import (
     start_again,
     started_by_torchrun,
 )
-from sssflow.cli.progress import working
+from sssflow.cli.progress import Watch, working
 from sssflow.cli.session import (
     ConfigOption,
     DryRunOption,
@@ -31,6 +34,7 @@ from sssflow.cli.session import (
     Session,
     SetOption,
     finish,
+    following,
     need,
     quoted,
     read_experiment,
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
     from sssflow.sam.promptable import Generalist
     from sssflow.training.config import TrainConfig
     from sssflow.training.loop import Progress, ProgressCallback
+
+_LEAKED = "LEAKED LABELS"
 
 
 def train(
@@ -97,21 +103,20 @@ def train(
     dry_run: DryRunOption = False,
 ) -> None:
     """Train a student on MANIFEST; Ctrl-C keeps a checkpoint and the same command resumes."""
-    short = {"method": method, "processes": processes}
-    chosen = [f"{section}.{key}={value}" for key, value in short.items() if value is not None]
-    experiment = read_experiment(config, [*(settings or []), *chosen])
+    short = {"--method": ("method", method), "--gpus": ("processes", processes)}
+    options = {o: f"{section}.{key}={v}" for o, (key, v) in short.items() if v is not None}
+    _require_section(section)
+    experiment = read_experiment(config, settings, options)
+    settings_of_run = experiment.training(section)
     if print_config:
         show_config(experiment)
         return
     dataset = need(dataset, "MANIFEST", "manifest.json of `sssflow data pack`")
     out = need(out, "OUT", "the folder of the run")
-    settings_of_run = experiment.training(section)
     masks = masks or []
     _require_used(settings_of_run, section, masks, sam2)
-    inputs = {f"masks {i + 1}": path for i, path in enumerate(masks)}
-    asked = {"start": start, "sam2": sam2, "LEAKED LABELS": leak_labels_from}
-    inputs |= {name: path for name, path in asked.items() if path}
-    plan = _plan(settings_of_run, {"dataset": dataset, **inputs}, out)
+    asked = {"start": start, "sam2": sam2, _LEAKED: leak_labels_from}
+    plan = _plan(settings_of_run, section, dataset, out, masks, asked)
     session = context.find_object(Session) or Session()
     if started_by_torchrun():
         session.out = out
@@ -142,7 +147,19 @@ def train(
             world=world,
         )
     if world.is_first:
-        _close(record, dataset, out)
+        then = _next(section, dataset, out, start)
+        _close(record, out, [following(config, settings, *words) for words in then])
+
+
+def _require_section(section: str) -> None:
+    """Refuse an unknown section before `--method` is put under its name.
+
+    Raises:
+        UsageError: There is no training section of that name.
+    """
+    from sssflow.experiment import ExperimentConfig
+
+    ExperimentConfig().training(section)
 
 
 def _require_used(
@@ -167,7 +184,20 @@ def _require_used(
             )
 
 
-def _plan(config: TrainConfig, reads: Mapping[str, Path], out: Path) -> Plan:
+def _plan(
+    config: TrainConfig,
+    section: str,
+    dataset: Path,
+    out: Path,
+    masks: Sequence[Path],
+    asked: Mapping[str, Path | None],
+) -> Plan:
+    from sssflow.cli.inputs import check_training
+
+    reads = {"dataset": dataset} | {f"masks {i + 1}": path for i, path in enumerate(masks)}
+    reads |= {name: path for name, path in asked.items() if path}
+    sets = [path for path in (dataset, asked[_LEAKED]) if path]
+    check = partial(check_training, config, section, sets, masks, asked["start"], asked["sam2"])
     shared = f", in {config.processes} processes" if config.processes > 1 else ""
     return Plan(
         "train",
@@ -175,6 +205,7 @@ def _plan(config: TrainConfig, reads: Mapping[str, Path], out: Path) -> Plan:
         out,
         reads,
         (f"watch: {quoted('tensorboard', '--logdir', out / 'tensorboard')}",),
+        [check],
     )
 
 
@@ -193,24 +224,52 @@ def _progress(method: str, *, shown: bool) -> Iterator[ProgressCallback | None]:
         yield None
         return
     with working(f"train {method}") as watch:
-        yield lambda now: watch.show(_standing(now), (now.step, now.steps))
+        yield shown_by(watch)
 
 
-def _close(record: RunRecord, dataset: Path, out: Path) -> None:
+def shown_by(watch: Watch) -> ProgressCallback:
+    """Shows how far a training is, and says at once where a resumed one goes on."""
+    steps = itertools.count()
+
+    def show(now: Progress) -> None:
+        if next(steps) == 0 and now.step > 1:
+            watch.say(f"goes on after step {now.step - 1}")
+        watch.show(_standing(now), (now.step, now.steps))
+
+    return show
+
+
+def _close(record: RunRecord, out: Path, then: Sequence[str]) -> None:
     facts: dict[str, object] = {"kept step": f"{record.best_step} of {record.steps}"}
     if record.notes:
         facts["notes"] = " ".join(record.notes)
     facts |= {name: f"{value:.4f}" for name, value in sorted(record.metrics.items())}
-    model = out / "model" / "model.json"
-    finish(
-        out / "run.json",
-        facts,
-        [
-            quoted("sssflow", "prompts", dataset, model, "PROMPTS"),
-            quoted("sssflow", "evaluate", dataset, "EVALUATION", "--model", f"{out.name}={model}"),
-            quoted("sssflow", "export", dataset, model, "BUNDLE"),
-        ],
-    )
+    finish(out / "run.json", facts, then)
+
+
+def _next(section: str, dataset: Path, out: Path, start: Path | None) -> list[list[object]]:
+    """Prompts after a warm-up; after another training what it is worth, beside its start."""
+    from sssflow.cli.known import run_of
+
+    model, name = out / "model" / "model.json", _model_name(out)
+    models, runs = {name: model}, {name: out / "run.json"}
+    if start is not None:
+        run = run_of(start)
+        first = "start" if run is None else _model_name(run.parent)
+        first = "start" if first == name else first
+        models = {first: start, **models}
+        runs = {first: run, **runs} if run is not None else runs
+    measure: list[object] = ["evaluate", dataset, "EVALUATION"]
+    for option, named in (("--model", models), ("--run", runs)):
+        for key, path in named.items():
+            measure += [option, f"{key}={path}"]
+    words = [measure, ["export", dataset, model, "BUNDLE", "--run", out / "run.json"]]
+    return [["prompts", dataset, model, "PROMPTS"], *words] if section == "warmup" else words
+
+
+def _model_name(run: Path) -> str:
+    """The folder's name in the letters that `sssflow evaluate` takes."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", run.resolve().name).lstrip(".-_") or "model"
 
 
 def _standing(now: Progress) -> str:

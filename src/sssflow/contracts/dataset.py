@@ -158,5 +158,13 @@ class DatasetManifest(Contract):
         wanted = set(case_ids)
         unknown = wanted - {case.case_id for case in self.cases}
         if unknown:
-            raise DataError("Unknown case ids.", where=self.name, found=sorted(unknown)[:5])
+            known = [case.case_id for case in self.cases]
+            rest = f" and {len(known) - 5} others" if len(known) > 5 else ""
+            raise DataError(
+                "Unknown case ids.",
+                where=self.name,
+                expected=", ".join(known[:5]) + rest,
+                found=", ".join(sorted(unknown)[:5]),
+                action="Name cases as the manifest does.",
+            )
         return tuple(case for case in self.cases if case.case_id in wanted)

@@ -145,7 +145,7 @@ def require_same_run(
             where=where,
             expected="the same settings and inputs as the run that is resumed",
             found="; ".join(differing),
-            action="Choose another output folder, or start anew with resume switched off.",
+            action="Choose another output folder, or start anew with --no-resume.",
         )
 
 

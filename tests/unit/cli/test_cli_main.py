@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from cli_files import write_files
 
 import sssflow
 from sssflow.cli import main, session
@@ -129,9 +130,9 @@ def test_an_input_that_is_not_there_is_exit_65_and_named(
 def test_an_input_that_the_method_does_not_read_is_refused(
     option: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = str(tmp_path / "here.json")
-    Path(here).write_text("{}")
-    words = ["train", here, str(tmp_path / "out"), option, here, "--dry-run"]
+    files = write_files(tmp_path)
+    given = str({"--masks": files.masks, "--sam2": files.sam2}[option])
+    words = ["train", str(files.manifest), str(tmp_path / "out"), option, given, "--dry-run"]
     assert run([*words, "--method", "supervised"]) == 64
     assert f"Add --method {method}" in capsys.readouterr().err
     assert run([*words, "--method", method]) == 0
@@ -295,7 +296,7 @@ class TestFailures:
     ) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
-        def fail(*_: object) -> None:
+        def fail(*_: object, **__: object) -> None:
             raise RuntimeError
 
         monkeypatch.setattr(session, "load_config", fail)

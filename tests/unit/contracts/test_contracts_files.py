@@ -293,8 +293,9 @@ def test_cases_are_found_by_role_and_by_id() -> None:
     assert MANIFEST.labelled(Role.TEST) == ()
     assert MANIFEST.select(["p2_ED"]) == (UNLABELLED,)
     assert MANIFEST.class_count == 2
-    with pytest.raises(DataError, match="Unknown case ids"):
+    with pytest.raises(DataError, match="Unknown case ids") as caught:
         MANIFEST.select(["p2_ED", "nobody"])
+    assert (caught.value.expected, caught.value.found) == ("p1_ED, p2_ED", "nobody")
 
 
 @pytest.mark.parametrize(
