@@ -30,6 +30,8 @@ from sssflow.ingest.verify import (
 
 _LOG = logging.getLogger(__name__)
 
+_USUAL_SPACING_MM = (0.02, 50.0)
+
 Progress = Callable[[int, int, str], None]
 """Called with (cases done, cases in all, id of the case just done)."""
 
@@ -198,6 +200,7 @@ def _walk(
             names = ", ".join(fact.case_id for fact in same)
             outcome.notes.append(f"{names}: the same image under different patients")
     outcome.notes.extend(_empty_masks(outcome.facts))
+    outcome.notes.extend(_odd_spacings(outcome.facts))
     return outcome
 
 
@@ -226,6 +229,24 @@ def _report(dataset: SourceDataset, split: Split, outcome: _Outcome) -> CheckRep
 def _empty_masks(facts: list[CaseFacts]) -> list[str]:
     empty = [f.case_id for f in facts if f.voxels_per_class and not any(f.voxels_per_class[1:])]
     return [f"{case_id}: the mask is all background" for case_id in empty]
+
+
+def _odd_spacings(facts: list[CaseFacts]) -> list[str]:
+    """A note where voxels have a size that no scanner gives: metres or micrometres, mostly."""
+    low, high = _USUAL_SPACING_MM
+    odd = [
+        fact
+        for fact in facts
+        if fact.grid.spacing_known
+        and not all(low <= value <= high for value in fact.grid.spacing_shw_mm)
+    ]
+    if not odd:
+        return []
+    return [
+        f"{len(odd)} case(s), such as {odd[0].case_id} with {_spacing_text(odd[0])} mm, have "
+        f"voxels outside {low:g} to {high:g} mm: is the unit right? Every figure in mm and ml "
+        "depends on it"
+    ]
 
 
 def _per_role(roles: list[Role]) -> dict[str, int]:

@@ -198,6 +198,63 @@ def test_nnunet_second_channels_pairs_and_patterns_are_checked(tmp_path: Path, m
         stage.check(IngestConfig(patient_pattern="("), root)
 
 
+def test_scans_that_nnunet_folders_hide_by_a_slip_are_told(tmp_path: Path, makers: Any) -> None:
+    root = makers.nnunet(tmp_path / "n", ["a", "b", "c"], ["d"])
+    (root / "imagesUn").rename(root / "imagesUl")
+    makers.nifti(root / "imagesTr" / "e_0000.nii", makers.image((6, 5, 3)))
+    (root / "fold_docs").mkdir()
+    (root / "fold_docs" / "read.me").write_text("no scan")
+    path = root / "dataset.json"
+    path.write_text(path.read_text().replace("file_ending", "file_endng"))
+    assert stage.check(CONFIG, root).notes == (
+        "imagesUl holds 1 image(s) and is not part of the layout: left out; did you mean imagesUn?",
+        "imagesTr: 1 image(s) do not end in .nii.gz: left out",
+        "dataset.json has no file_ending: .nii.gz is taken; it has 'file_endng', which is not read",
+    )
+
+
+def test_an_nnunet_image_without_its_channel_is_told_once_and_how_to_rename_it(
+    tmp_path: Path, makers: Any
+) -> None:
+    root = makers.nnunet(tmp_path / "n", ["a", "b", "HRT_007"])
+    (root / "imagesTr" / "HRT_007_0000.nii.gz").rename(root / "imagesTr" / "HRT_007.nii.gz")
+    (problem,) = stage.check(CONFIG, root).problems
+    assert problem.what == "The name of an image lacks the number of its channel."
+    assert problem.action.startswith("Rename it to HRT_007_0000.nii.gz")
+
+
+def test_an_nnunet_folder_without_dataset_json_is_told_what_to_write(
+    tmp_path: Path, makers: Any
+) -> None:
+    root = makers.nnunet(tmp_path / "n", ["a", "b"])
+    (root / "dataset.json").unlink()
+    (problem,) = stage.check(CONFIG, root).problems
+    assert "no dataset.json" in problem.what
+    example = json.loads(problem.expected.removeprefix("an object such as "))
+    (root / "dataset.json").write_text(json.dumps(example))
+    assert find_layout("auto", root).discover(root, LayoutOptions()).class_names == (
+        "background",
+        "heart",
+    )
+
+
+@pytest.mark.parametrize(
+    ("scale", "told"),
+    [(1.0, ()), (1e-3, ("3 case(s), such as a with 0.008 x 0.00125 x 0.0015 mm",))],
+)
+def test_voxels_of_an_impossible_size_are_noted(
+    tmp_path: Path, makers: Any, scale: float, told: tuple[str, ...]
+) -> None:
+    root = tmp_path / "n"
+    makers.nnunet(root, ["a", "b", "c"])
+    affine = np.diag([1.5 * scale, 1.25 * scale, 8.0 * scale, 1.0])
+    for path in sorted(root.glob("*/*.nii.gz")):
+        values = makers.label((6, 5, 3), 3) if "labels" in str(path) else makers.image((6, 5, 3))
+        makers.nifti(path, values, affine)
+    notes = stage.check(CONFIG, root).notes
+    assert tuple(note.split(", have")[0] for note in notes) == told
+
+
 def test_version_one_labels_of_nnunet_are_read(tmp_path: Path, makers: Any) -> None:
     root = makers.nnunet(tmp_path / "n", ["a", "b"])
     text = '{"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "x", "2": "y"}}'

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ TREE = """\
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})", re.DOTALL)
 _ENDINGS = (".nii.gz", ".nii")
+_FOLDERS = ("imagesTr", "imagesUn", "imagesTs", "labelsTr", "labelsTs")
 
 
 def matches(root: Path) -> bool:
@@ -62,7 +64,12 @@ def discover(root: Path, options: LayoutOptions) -> SourceDataset:
         cases=tuple(walk.findings.cases),
         list_names=frozenset({ListName.TEST} if tested else ()),
         problems=tuple(walk.findings.problems),
-        notes=("imagesTs is left out: there is no labelsTs",) if ignored else (),
+        notes=(
+            *(("imagesTs is left out: there is no labelsTs",) if ignored else ()),
+            *_foreign_folders(root),
+            *_foreign_files(root, walk.ending),
+            *_unsaid_ending(description, walk.ending),
+        ),
     )
 
 
@@ -81,12 +88,13 @@ class _Walk:
 
     def add_group(self, group: str, listed: ListName) -> None:
         """Add the cases of imagesTr, imagesUn or imagesTs."""
-        images = _images(self.root / f"images{group}", self.ending, self.findings)
+        images, unnumbered = _images(self.root / f"images{group}", self.ending, self.findings)
         label_files = _files(self.root / f"labels{group}", self.ending)
         labels = {path.name.removesuffix(self.ending): path for path in label_files}
         without_masks = group == "Un"
         if not without_masks:
-            self.findings.problems.extend(_unpaired(self.root, group, images, labels))
+            named = {name: path for name, path in labels.items() if name not in unnumbered}
+            self.findings.problems.extend(_unpaired(self.root, group, images, named))
         for name, path in images.items():
             patient = _patient(name, path, self.pattern, self.findings)
             if patient and (without_masks or name in labels):
@@ -115,11 +123,64 @@ def _ending(description: Mapping[str, Any], path: Path) -> str:
     return ending
 
 
-def _images(folder: Path, ending: str, findings: Findings) -> dict[str, Path]:
+def _foreign_folders(root: Path) -> list[str]:
+    """A note per folder that holds scans and is not read, for its name may be a slip."""
+    notes = []
+    for folder in visible(root, "*"):
+        if folder.name in _FOLDERS or not folder.is_dir():
+            continue
+        count = sum(path.name.endswith(_ENDINGS) for path in visible(folder, "*"))
+        if count:
+            said = f"{folder.name} holds {count} image(s) and is not part of the layout: left out"
+            notes.append(said + _meant(folder.name, _FOLDERS))
+    return notes
+
+
+def _foreign_files(root: Path, ending: str) -> list[str]:
+    """A note per folder of the layout that holds scans with another ending than the named one."""
+    notes = []
+    for name in _FOLDERS:
+        files = [path.name for path in visible(root / name, "*") if path.name.endswith(_ENDINGS)]
+        others = [file for file in files if not file.endswith(ending)]
+        if others:
+            notes.append(f"{name}: {len(others)} image(s) do not end in {ending}: left out")
+    return notes
+
+
+def _unsaid_ending(description: Mapping[str, Any], ending: str) -> tuple[str, ...]:
+    key = "file_ending"
+    if key in description:
+        return ()
+    near = get_close_matches(key, description, n=1)
+    slip = f"; it has {near[0]!r}, which is not read" if near else ""
+    return (f"dataset.json has no {key}: {ending} is taken{slip}",)
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _images(folder: Path, ending: str, findings: Findings) -> tuple[dict[str, Path], set[str]]:
+    """Case to its image, and the names of images that lack the number of their channel."""
     images = {}
+    unnumbered = set()
     for path in _files(folder, ending):
-        found = _CHANNEL.fullmatch(path.name.removesuffix(ending))
-        if found is None or found["channel"] != "0000":
+        name = path.name.removesuffix(ending)
+        found = _CHANNEL.fullmatch(name)
+        if found is None:
+            unnumbered.add(name)
+            findings.problems.append(
+                DataError(
+                    "The name of an image lacks the number of its channel.",
+                    where=repr(str(path))[:200],
+                    expected=f"<case>_0000{ending}",
+                    found=repr(path.name)[:160],
+                    action=f"Rename it to {name[:120]}_0000{ending}; its mask keeps its name.",
+                )
+            )
+            continue
+        if found["channel"] != "0000":
             findings.problems.append(
                 DataError(
                     "An image is not the only channel of its case.",
@@ -130,7 +191,7 @@ def _images(folder: Path, ending: str, findings: Findings) -> dict[str, Path]:
             )
             continue
         images[found["case"]] = path
-    return images
+    return images, unnumbered
 
 
 def _patient(
@@ -180,6 +241,15 @@ def _unpaired(
 
 
 def _read_description(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise DataError(
+            "The folder has imagesTr, as nnU-Net's layout, but no dataset.json.",
+            where=path,
+            expected='an object such as {"channel_names": {"0": "MRI"}, '
+            '"labels": {"background": 0, "heart": 1}, "file_ending": ".nii.gz"}',
+            found="no such file",
+            action="Write it with the names of your classes; a channel named CT means CT scans.",
+        )
     try:
         data = json.loads("\n".join(read_list(path)))
     except (ValueError, RecursionError) as error:
