@@ -163,6 +163,14 @@ def test_a_method_for_slices_is_refused_under_a_protocol_of_volumes() -> None:
     assert plan(volumes, BenchConfig(methods=("mean_teacher",), seeds=(1,)))
 
 
+@pytest.mark.parametrize("name", ["acdc", "acdc-lite", "phantoms-lite"])
+def test_every_listed_method_can_be_trained_under_the_protocols_of_slices(name: str) -> None:
+    protocol = load_protocol(name)
+    methods = tuple(METHODS)
+    keys = plan(protocol, BenchConfig(methods=methods, labelled=protocol.labelled[:1], seeds=(1,)))
+    assert {key.method for key in keys} == set(METHODS)
+
+
 def test_every_method_for_the_net_can_be_trained_by_variants_that_change_it() -> None:
     methods = tuple(method for method in METHODS if method != "sss_in_loop")
     variants = ("default", "residual", "student+rare+average")
