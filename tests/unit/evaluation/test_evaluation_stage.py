@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from sssflow.errors import DataError, UnavailableError, UsageError
 from sssflow.evaluation import stage
 from sssflow.evaluation.config import EvaluateConfig, ReportConfig
 from sssflow.evaluation.metrics import measure_case
+from sssflow.evaluation.report.page import PageInput, render
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import verified_path
 from sssflow.volume.packed import read_packed
@@ -169,6 +171,28 @@ def test_the_report_says_what_must_not_be_missed(done: tuple[EvaluationSummary, 
         "1 min 15 s",
     ):
         assert text in page, text
+
+
+def test_the_column_of_what_was_left_out_is_there_only_if_something_was(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[PageInput] = []
+
+    def keep(page: PageInput, limit_bytes: int) -> str:
+        pages.append(page)
+        return render(page)
+
+    monkeypatch.setattr(stage, "render_within", keep)
+    stage.run(FAST, place.manifest_path, {"sss": place.models["sss"]}, tmp_path)
+    (page,) = pages
+    assert "Left out" not in render(page)
+    (model,) = page.summary.models
+    dice = model.per_class["RV"]["dice"].model_copy(update={"excluded": 73})
+    rv = {**model.per_class["RV"], "dice": dice}
+    model = model.model_copy(update={"per_class": {**model.per_class, "RV": rv}})
+    html = render(replace(page, summary=page.summary.model_copy(update={"models": (model,)})))
+    assert html.count("Left out") == 1  # of the classes; the models' tables still need none
+    assert html.count(">73</td>") == 1
 
 
 def test_equal_input_gives_equal_bytes(place: Place, tmp_path: Path) -> None:

@@ -130,7 +130,16 @@ def _columns(models: Sequence[ModelFigures], *, strict: bool) -> dict[str, Any]:
         cells = [_cell(figures[metric], metric) for metric in metrics]
         excluded = figures["dice"].excluded if strict else figures["hd95_voxel"].excluded
         rows.append({"name": model.name, "colour": position, "cells": cells, "excluded": excluded})
-    return {"titles": [words.metric_title(metric) for metric in metrics], "rows": rows}
+    return _table(metrics, rows)
+
+
+def _table(metrics: Sequence[str], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Titles and rows; without the column of what was left out where that is nothing."""
+    return {
+        "titles": [words.metric_title(metric) for metric in metrics],
+        "rows": rows,
+        "left_out": any(row["excluded"] for row in rows),
+    }
 
 
 def _cell(figure: Figure, metric: str) -> dict[str, Any]:
@@ -157,7 +166,7 @@ def _class_rows(summary: EvaluationSummary) -> dict[str, Any]:
                     "excluded": figures["dice"].excluded,
                 }
             )
-    return {"titles": [words.metric_title(metric) for metric in metrics], "rows": rows}
+    return _table(metrics, rows)
 
 
 def _case_table(page: PageInput) -> dict[str, Any]:
