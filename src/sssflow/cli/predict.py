@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sssflow.cli.inputs import read_input
 from sssflow.cli.progress import working
 from sssflow.cli.session import (
     ConfigOption,
@@ -19,6 +21,7 @@ from sssflow.cli.session import (
     read_experiment,
     show_config,
 )
+from sssflow.contracts.model import TrainedModel
 
 
 def predict(
@@ -58,7 +61,9 @@ def predict(
     models = {"model": model}
     models |= {f"beside {i}": path for i, path in enumerate(beside or [], start=1)}
     does = "segments each scan, and writes its mask on its own grid"
-    if not Plan("predict", does, out, {**models, "scans": scans}).start(context, dry_run=dry_run):
+    checks = [functools.partial(read_input, TrainedModel, path) for path in models.values()]
+    plan = Plan("predict", does, out, {**models, "scans": scans}, checks=checks)
+    if not plan.start(context, dry_run=dry_run):
         return
     from sssflow.prediction import stage
 
