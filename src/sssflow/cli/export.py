@@ -19,6 +19,7 @@ from sssflow.cli.session import (
     PrintConfigOption,
     SetOption,
     finish,
+    following,
     need,
     quoted,
     read_experiment,
@@ -98,7 +99,8 @@ def student(
         "largest difference": f"{worst:.2e} (limit {bundle.parity[0].tolerance:.0e})",
         "masks equal": all(figure.masks_equal for figure in bundle.parity),
     }
-    finish(out / "bundle.json", facts)
+    predict = following(config, settings, "predict", model, "NEW_SCANS", "MASKS")
+    finish(out / "bundle.json", facts, [predict])
 
 
 def _check_student(dataset: Path, model: Path, run: Path | None, evaluation: Path | None) -> None:

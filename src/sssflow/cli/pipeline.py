@@ -118,7 +118,8 @@ def run_here(
 def close(result: LocalRunResult, out: Path, *, own_scans_next: bool) -> None:
     """Say the figures that matter, where everything is, and what to do next.
 
-    `own_scans_next`: the run was on phantoms, and a person may want to go on to own scans.
+    `own_scans_next`: the run was on phantoms, and a person may want to go on to own scans; else
+    the model may be wanted on new ones.
     """
     facts = figures(result.summary)
     facts["took"] = f"{result.wall_time_s / 60:.1f} min"
@@ -128,6 +129,9 @@ def close(result: LocalRunResult, out: Path, *, own_scans_next: bool) -> None:
     ]
     if own_scans_next:
         then.append(quoted("sssflow", "data", "check", "YOUR_SCANS"))
+    else:
+        model = out / "runs" / "headline" / "model" / "model.json"
+        then.append(quoted("sssflow", "predict", model, "NEW_SCANS", "MASKS"))
     finish(result.report, facts, then)
 
 

@@ -74,5 +74,8 @@ def test_the_proposed_commands_lead_from_scans_to_a_bundle(
     ]
     (export,) = follow(measure, EVALUATION="measured")
     assert export[-8:-4] == ["--run", "final/run.json", "--evaluation", "measured/evaluation.json"]
-    assert follow(export, BUNDLE="bundle") == []
+    (predict,) = follow(export, BUNDLE="bundle")
+    (scan, *_) = sorted(Path("scans").rglob("*_frame*.nii.gz"))
+    assert follow(predict, NEW_SCANS=str(scan), MASKS="new") == []
+    assert Path("new", scan.name).is_file()
     assert Path("bundle/bundle.json").is_file()
