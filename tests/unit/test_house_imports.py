@@ -177,3 +177,13 @@ def test_the_help_needs_no_heavy_package() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_command_line_starts_without_the_rooms() -> None:
+    """Each verb brings what it needs: `--help` must not wait for the settings of trainings."""
+    code = (
+        "import sys, sssflow.cli.main;"
+        "print(sorted({m.split('.')[1] for m in sys.modules if m.startswith('sssflow.')}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['cli', 'configuration', 'errors', 'storage']"

@@ -12,6 +12,7 @@ import typer
 from sssflow.cli.progress import working
 from sssflow.cli.session import (
     DryRunOption,
+    OutArgument,
     Plan,
     PrintConfigOption,
     SetOption,
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
 
 def bench(
     context: typer.Context,
-    out: Annotated[
-        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
-    ] = None,
+    out: OutArgument = None,
     protocol: Annotated[
         str, typer.Option("--protocol", "-p", help="Name of a protocol, or the path of a YAML.")
     ] = "phantoms-lite",

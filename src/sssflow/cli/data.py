@@ -12,6 +12,7 @@ from sssflow.cli.progress import Watch, working
 from sssflow.cli.session import (
     ConfigOption,
     DryRunOption,
+    OutArgument,
     Plan,
     PrintConfigOption,
     SetOption,
@@ -36,10 +37,6 @@ app = typer.Typer(help="Check, pack, push or draw scans.", no_args_is_help=True)
 Source = Annotated[
     Path | None, typer.Argument(metavar="SOURCE", show_default=False, help="Folder of scans.")
 ]
-Out = Annotated[
-    Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
-]
-
 StoreAddress = Annotated[str, typer.Argument(metavar="S3", help="s3://BUCKET/PREFIX.")]
 
 
@@ -81,7 +78,7 @@ def check(
 def pack(
     context: typer.Context,
     source: Source = None,
-    out: Out = None,
+    out: OutArgument = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     print_config: PrintConfigOption = False,
@@ -118,7 +115,7 @@ def pack(
 @app.command()
 def phantoms(
     context: typer.Context,
-    out: Out = None,
+    out: OutArgument = None,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="YAML with the keys of --print-config.")
     ] = None,

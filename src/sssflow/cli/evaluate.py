@@ -14,6 +14,8 @@ from sssflow.cli.progress import working
 from sssflow.cli.session import (
     ConfigOption,
     DryRunOption,
+    ManifestArgument,
+    OutArgument,
     Plan,
     PrintConfigOption,
     SetOption,
@@ -28,13 +30,8 @@ from sssflow.errors import UsageError
 
 def evaluate(
     context: typer.Context,
-    dataset: Annotated[
-        Path | None,
-        typer.Argument(metavar="MANIFEST", show_default=False, help="manifest.json of a dataset."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
-    ] = None,
+    dataset: ManifestArgument = None,
+    out: OutArgument = None,
     model: Annotated[
         list[str] | None,
         typer.Option(

@@ -15,6 +15,8 @@ from sssflow.cli.progress import working
 from sssflow.cli.session import (
     ConfigOption,
     DryRunOption,
+    ManifestArgument,
+    OutArgument,
     Plan,
     PrintConfigOption,
     SetOption,
@@ -52,17 +54,12 @@ def _group() -> None:
 @app.command()
 def student(
     context: typer.Context,
-    dataset: Annotated[
-        Path | None,
-        typer.Argument(metavar="MANIFEST", show_default=False, help="manifest.json of a dataset."),
-    ] = None,
+    dataset: ManifestArgument = None,
     model: Annotated[
         Path | None,
         typer.Argument(metavar="MODEL", show_default=False, help="model.json of a trained run."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
-    ] = None,
+    out: OutArgument = None,
     run: Annotated[Path | None, typer.Option("--run", help="run.json, for the model card.")] = None,
     evaluation: Annotated[
         Path | None, typer.Option("--evaluation", help="evaluation.json, for the model card.")
@@ -121,9 +118,7 @@ def _check_student(dataset: Path, model: Path, run: Path | None, evaluation: Pat
 @app.command()
 def sam2(
     context: typer.Context,
-    out: Annotated[
-        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
-    ] = None,
+    out: OutArgument = None,
     weights: Annotated[
         Path | None,
         typer.Option("--weights", help="Checkpoint or safetensors file; none: the packaged nano."),

@@ -12,6 +12,8 @@ from sssflow.cli.progress import working
 from sssflow.cli.session import (
     ConfigOption,
     DryRunOption,
+    ManifestArgument,
+    OutArgument,
     Plan,
     PrintConfigOption,
     SetOption,
@@ -25,17 +27,12 @@ from sssflow.cli.session import (
 
 def infer(
     context: typer.Context,
-    dataset: Annotated[
-        Path | None,
-        typer.Argument(metavar="MANIFEST", show_default=False, help="manifest.json of a dataset."),
-    ] = None,
+    dataset: ManifestArgument = None,
     prompts: Annotated[
         Path | None,
         typer.Argument(metavar="PROMPTS", show_default=False, help="prompts.json."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
-    ] = None,
+    out: OutArgument = None,
     sam2: Annotated[
         Path | None, typer.Option("--sam2", help="sam2.json of `sssflow sam2 adapt`.")
     ] = None,

@@ -14,6 +14,7 @@ from sssflow.cli.progress import Watch, parse_count, working
 from sssflow.cli.session import (
     ConfigOption,
     DryRunOption,
+    OutArgument,
     Plan,
     PrintConfigOption,
     SetOption,
@@ -53,9 +54,7 @@ def compile_(
 @app.command("run")
 def run(
     context: typer.Context,
-    out: Annotated[
-        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
-    ] = None,
+    out: OutArgument = None,
     source: Annotated[
         str | None,
         typer.Option(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sssflow.cli.inputs import read_input
 from sssflow.cli.progress import working
 from sssflow.cli.session import (
     ConfigOption,
     DryRunOption,
+    OutArgument,
     Plan,
     PrintConfigOption,
     SetOption,
@@ -21,7 +21,6 @@ from sssflow.cli.session import (
     read_experiment,
     show_config,
 )
-from sssflow.contracts.model import TrainedModel
 
 
 def predict(
@@ -34,9 +33,7 @@ def predict(
         Path | None,
         typer.Argument(metavar="SCANS", show_default=False, help="A NIfTI file, or their folder."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
-    ] = None,
+    out: OutArgument = None,
     beside: Annotated[
         list[Path] | None,
         typer.Option("--beside", help="A further model.json; probabilities are averaged."),
@@ -58,10 +55,13 @@ def predict(
     model = need(model, "MODEL", "model.json of `sssflow train`")
     scans = need(scans, "SCANS", "a NIfTI file, or a folder of them")
     out = need(out, "OUT", "the folder for the masks")
+    from sssflow.cli.inputs import read_input
+    from sssflow.contracts.model import TrainedModel
+
     models = {"model": model}
     models |= {f"beside {i}": path for i, path in enumerate(beside or [], start=1)}
     does = "segments each scan, and writes its mask on its own grid"
-    checks = [functools.partial(read_input, TrainedModel, path) for path in models.values()]
+    checks = [partial(read_input, TrainedModel, path) for path in models.values()]
     plan = Plan("predict", does, out, {**models, "scans": scans}, checks=checks)
     if not plan.start(context, dry_run=dry_run):
         return

@@ -12,6 +12,8 @@ from sssflow.cli.progress import working
 from sssflow.cli.session import (
     ConfigOption,
     DryRunOption,
+    ManifestArgument,
+    OutArgument,
     Plan,
     PrintConfigOption,
     SetOption,
@@ -25,17 +27,12 @@ from sssflow.cli.session import (
 
 def prompts(
     context: typer.Context,
-    dataset: Annotated[
-        Path | None,
-        typer.Argument(metavar="MANIFEST", show_default=False, help="manifest.json of a dataset."),
-    ] = None,
+    dataset: ManifestArgument = None,
     model: Annotated[
         Path | None,
         typer.Argument(metavar="MODEL", show_default=False, help="model.json of a trained run."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
-    ] = None,
+    out: OutArgument = None,
     case: Annotated[
         list[str] | None, typer.Option("--case", help="Only this case; may be repeated.")
     ] = None,

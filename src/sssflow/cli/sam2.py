@@ -12,6 +12,8 @@ from sssflow.cli.progress import working
 from sssflow.cli.session import (
     ConfigOption,
     DryRunOption,
+    ManifestArgument,
+    OutArgument,
     Plan,
     PrintConfigOption,
     SetOption,
@@ -35,9 +37,7 @@ def _group() -> None:
 @app.command()
 def pretrain(
     context: typer.Context,
-    out: Annotated[
-        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
-    ] = None,
+    out: OutArgument = None,
     dataset: Annotated[
         Path | None,
         typer.Option("--dataset", help="manifest.json whose labelled cases are shown too."),
@@ -81,13 +81,8 @@ def pretrain(
 @app.command()
 def adapt(
     context: typer.Context,
-    dataset: Annotated[
-        Path | None,
-        typer.Argument(metavar="MANIFEST", show_default=False, help="manifest.json of a dataset."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
-    ] = None,
+    dataset: ManifestArgument = None,
+    out: OutArgument = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     print_config: PrintConfigOption = False,

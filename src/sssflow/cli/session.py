@@ -18,6 +18,13 @@ from sssflow.errors import DataError, UnavailableError, UsageError
 if TYPE_CHECKING:
     from sssflow.experiment import ExperimentConfig
 
+ManifestArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="MANIFEST", show_default=False, help="manifest.json of a dataset."),
+]
+OutArgument = Annotated[
+    Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder to write to.")
+]
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="Experiment YAML; the same file serves every verb."),

@@ -29,6 +29,7 @@ from sssflow.cli.progress import Watch, working
 from sssflow.cli.session import (
     ConfigOption,
     DryRunOption,
+    ManifestArgument,
     Plan,
     PrintConfigOption,
     Session,
@@ -54,10 +55,7 @@ _LEAKED = "LEAKED LABELS"
 
 def train(
     context: typer.Context,
-    dataset: Annotated[
-        Path | None,
-        typer.Argument(metavar="MANIFEST", show_default=False, help="manifest.json of a dataset."),
-    ] = None,
+    dataset: ManifestArgument = None,
     out: Annotated[
         Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder of the run.")
     ] = None,
