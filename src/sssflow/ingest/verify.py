@@ -17,6 +17,7 @@ from sssflow.ingest.config import IngestConfig
 from sssflow.ingest.layouts.base import VolumeSource
 from sssflow.ingest.split import AssignedCase
 from sssflow.volume.geometry import Volume, largest_corner_distance_mm
+from sssflow.volume.intensity import require_finite
 
 Array = NDArray[np.generic]
 
@@ -155,19 +156,11 @@ def _read(source: VolumeSource, config: IngestConfig, problems: list[DataError])
 
 
 def _image_problems(image: Volume, where: str) -> list[DataError]:
-    array = image.array_shw
-    if array.dtype.kind in "iu" or np.isfinite(array.astype(np.float32, copy=False)).all():
-        return []
-    bad = int((~np.isfinite(array.astype(np.float32))).sum())
-    return [
-        DataError(
-            "The image holds NaN or infinity.",
-            where=where,
-            expected="finite voxels",
-            found=f"{bad} of {array.size} voxels",
-            action="Find out what made them; replace them in the source, not here.",
-        )
-    ]
+    try:
+        require_finite(image.array_shw, where)
+    except DataError as error:
+        return [error]
+    return []
 
 
 def _label_problems(label: Volume, where: str, class_count: int) -> list[DataError]:

@@ -23,11 +23,12 @@ from sssflow.networks.device import choose_device
 from sssflow.networks.trained import LoadedModel, load_model
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference, sha256_file, verified_path
+from sssflow.volume.intensity import require_finite
 from sssflow.volume.nifti import read_nifti, write_label_like
 
 RECORD_FILE = "predictions.json"
 MAX_VOXELS = 1 << 27
-"""Largest accepted scan; checked before memory is taken for it."""
+"""Largest accepted scan, as `ingest.max_voxels`; checked before memory is taken for it."""
 
 _SUFFIXES = (".nii.gz", ".nii")
 _CHANNEL = re.compile(r"_(\d{4})$")
@@ -67,7 +68,8 @@ def run(config: EvaluateConfig, models: Sequence[Path], scans: Path, out: Path) 
     for number, (name, path) in enumerate(found.items(), start=1):
         earlier = before.pop(path.name, None)
         try:
-            item = job.reused(earlier, path) or job.segment(name, path)
+            digest = _digest(path)
+            item = job.reused(earlier, digest) or job.segment(name, path, digest)
             record = record.model_copy(update={"scans": (*record.scans, item)})
         except DataError as error:
             _LOG.warning("%s: %s", path.name, error.what)
@@ -155,9 +157,9 @@ class _Job:
             return {}
         return {item.name: item for item in found.scans}
 
-    def reused(self, earlier: PredictedScan | None, path: Path) -> PredictedScan | None:
+    def reused(self, earlier: PredictedScan | None, digest: Sha256) -> PredictedScan | None:
         """The mask that is there already, unharmed and of a scan of the same bytes."""
-        if earlier is None or earlier.source_sha256 != sha256_file(path):
+        if earlier is None or earlier.source_sha256 != digest:
             return None
         try:
             verified_path(earlier.labels, base=self.out)
@@ -165,19 +167,11 @@ class _Job:
             return None
         return earlier
 
-    def segment(self, name: str, path: Path) -> PredictedScan:
+    def segment(self, name: str, path: Path, digest: Sha256) -> PredictedScan:
         """Read, predict, write."""
-        digest: Sha256 = sha256_file(path)
         volume = read_nifti(path, max_voxels=MAX_VOXELS)
-        image = volume.array_shw
-        if image.dtype.kind == "f" and not bool(np.isfinite(image).all()):
-            raise DataError(
-                "The image holds NaN or infinity.",
-                where=path,
-                expected="finite voxels",
-                action="Find out what made them; replace them in the source, not here.",
-            )
-        labels = predict_volume(image, self.models, self.config)
+        require_finite(volume.array_shw, path)
+        labels = predict_volume(volume.array_shw, self.models, self.config)
         file = self.out / f"{name}.nii.gz"
         write_label_like(file, labels, volume.grid)
         voxels = _voxels(labels, self.models[0].description.class_names)
@@ -202,6 +196,18 @@ def _load(paths: Sequence[Path], device: str) -> tuple[LoadedModel, ...]:
             found=" and ".join(str(list(n)) for n in sorted(names)),
         )
     return models
+
+
+def _digest(path: Path) -> Sha256:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise DataError(
+            "The file cannot be read.",
+            where=path,
+            found=error.strerror or error,
+            action="Check that it is there and that this user may read it.",
+        ) from None
 
 
 def _treatment(config: EvaluateConfig) -> Sha256:

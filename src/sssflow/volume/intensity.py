@@ -6,6 +6,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sssflow.contracts.model import IntensityRule
+from sssflow.errors import DataError
+
+
+def require_finite(image_shw: NDArray[np.generic], where: object) -> None:
+    """Refuse raw voxel values that are not finite as float32, of any real dtype.
+
+    Raises:
+        DataError: There are some; `where` names the file.
+    """
+    if image_shw.dtype.kind in "iu":
+        return
+    finite = np.isfinite(image_shw.astype(np.float32, copy=False))
+    if finite.all():
+        return
+    raise DataError(
+        "The image holds NaN or infinity.",
+        where=where,
+        expected="finite voxels",
+        found=f"{int((~finite).sum())} of {image_shw.size} voxels",
+        action="Find out what made them; replace them in the source, not here.",
+    )
 
 
 def normalise(volume_shw: NDArray[np.generic], rule: IntensityRule) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from sssflow.contracts.model import IntensityRule, Preprocessing
 from sssflow.contracts.prediction import PredictionSet
 from sssflow.errors import DataError, UsageError
 from sssflow.evaluation.config import EvaluateConfig
+from sssflow.ingest.config import IngestConfig
 from sssflow.networks.config import NetworkConfig
 from sssflow.networks.registry import build_network
 from sssflow.networks.trained import Provenance, save_model
@@ -153,6 +154,26 @@ def test_a_broken_scan_is_told_at_the_end_and_stops_no_other(model, scans, tmp_p
     assert [item.name for item in found.failed] == ["aa.nii.gz", "ab.nii.gz"]
     assert "NaN" in found.failed[1].reason
     assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz"]
+
+
+def test_a_scan_that_may_not_be_read_stops_no_other(model, scans, tmp_path, monkeypatch):
+    real = stage.sha256_file
+
+    def closed(path):
+        if path.name == "a.nii":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(stage, "sha256_file", closed)
+    with pytest.raises(DataError, match="1 of 2 scans"):
+        stage.run(CONFIG, [model], scans, tmp_path / "out")
+    found = load_contract(PredictionSet, tmp_path / "out" / stage.RECORD_FILE)
+    assert [item.name for item in found.scans] == ["b_0000.nii.gz"]
+    assert "Permission denied" in found.failed[0].reason
+
+
+def test_scans_may_be_as_large_as_those_that_are_packed():
+    assert IngestConfig().max_voxels == stage.MAX_VOXELS
 
 
 def test_what_cannot_be_meant_is_refused(model, scans, tmp_path):
