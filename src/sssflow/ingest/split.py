@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ from sssflow.errors import DataError, DataProblems, UsageError
 from sssflow.ingest.config import Amount, SplitConfig
 from sssflow.ingest.layouts.base import ListName, SourceCase, SourceDataset
 
-_DEFAULT_VALIDATION = 0.1
+DEFAULT_AMOUNTS: Mapping[Role, Amount] = {Role.TEST: 0, Role.VALIDATION: 0.1}
+"""Of a role without an amount, where the data set has no list of its own."""
+
+_OWN_LIST = "the data set's own list ({})"
 _LARGEST_FILE_BYTES = 1 << 24
 
 
@@ -120,16 +124,17 @@ def _by_rule(
     else:
         rules.append("patients in the order of the data set")
     size = len(pool)
-    for role, list_name, amount, fallback in (
-        (Role.TEST, ListName.TEST, config.test, 0),
-        (Role.VALIDATION, ListName.VALIDATION, config.validation, _DEFAULT_VALIDATION),
+    for role, list_name, amount in (
+        (Role.TEST, ListName.TEST, config.test),
+        (Role.VALIDATION, ListName.VALIDATION, config.validation),
     ):
         named = [patient for patient, name in listed.items() if name == list_name]
         roles.update(dict.fromkeys(named, role))
         if amount is None and list_name in dataset.list_names:
-            rules.append(f"{role}: the data set's own list ({len(named)})")
+            rules.append(f"{role}: {_OWN_LIST.format(len(named))}")
             continue
-        count = _count(fallback if amount is None else amount, size, str(role), len(pool))
+        asked = DEFAULT_AMOUNTS[role] if amount is None else amount
+        count = _count(asked, size, str(role), len(pool))
         taken = pool[len(pool) - count :]
         pool = pool[: len(pool) - count]
         roles.update(dict.fromkeys(taken, role))
@@ -144,7 +149,15 @@ def _last(count: int) -> str:
 
 
 def _besides(named: Sequence[str]) -> str:
-    return f" and the data set's own list ({len(named)})" if named else ""
+    return f" and {_OWN_LIST.format(len(named))}" if named else ""
+
+
+def listed_in(split_rule: str, role: Role) -> int | None:
+    """Patients that the data set's own list gave a role, by the rule of a split; None: no list."""
+    clauses = (clause for clause in split_rule.split("; ") if clause.startswith(f"{role}: "))
+    words = re.escape(_OWN_LIST.format("#")).replace(r"\#", r"(\d+)")
+    found = re.search(words, next(clauses, ""))
+    return None if found is None else int(found[1])
 
 
 def _labelled(
@@ -194,8 +207,13 @@ def _clean_cuts(slice_patients: Sequence[str]) -> list[int]:
     return cuts
 
 
+def patients_of(amount: Amount, size: int) -> int:
+    """A number of patients, or the share of a pool of `size`, rounded half up."""
+    return amount if isinstance(amount, int) else int(amount * size + 0.5)
+
+
 def _count(amount: Amount, size: int, what: str, left: int) -> int:
-    count = amount if isinstance(amount, int) else int(amount * size + 0.5)
+    count = patients_of(amount, size)
     if count > left:
         raise _too_many(what, count, left)
     return count
