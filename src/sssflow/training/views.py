@@ -9,6 +9,7 @@ Every random number comes from the generator that is passed in; it must live on 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ def _plane_geometry(shape_bhw: tuple[int, int, int], config: WeakConfig, g: Gene
     limit = config.translation
     shift = torch.stack([uniform(count, -limit, limit, g) * 2 * on for _ in range(2)], dim=1)
     # Normalised coordinates stretch an oblong image to a square; undo that around the rotation.
-    half = torch.tensor([width / 2, height / 2], device=g.device)
+    half = _pair(width / 2, height / 2, g.device)
     matrix = matrix * half[None, None, :] / half[None, :, None]
     theta = torch.cat([matrix, shift[:, :, None]], dim=2)
     grid = F.affine_grid(theta, [count, 1, height, width], align_corners=False)
@@ -196,8 +197,14 @@ def _elastic_bhwg(shape_bhw: tuple[int, int, int], config: WeakConfig, g: Genera
     coarse = torch.randn((count, 2, nodes, nodes), generator=g, device=g.device)
     on = chosen(count, config.elastic_probability, g).float()[:, None, None, None]
     smooth = F.interpolate(coarse * on, (height, width), mode="bicubic", align_corners=True)
-    to_grid = torch.tensor([2 / width, 2 / height], device=g.device) * config.elastic_px
+    to_grid = _pair(2 / width, 2 / height, g.device) * config.elastic_px
     return smooth.permute(0, 2, 3, 1) * to_grid
+
+
+@functools.lru_cache(maxsize=64)
+def _pair(x: float, y: float, device: torch.device) -> Tensor:
+    """Two numbers on the device; made once, since each copy to a GPU waits for the GPU."""
+    return torch.tensor([x, y], device=device)
 
 
 def strong_view(image_bchw: Tensor, config: StrongConfig, g: Generator) -> Tensor:
