@@ -9,6 +9,7 @@ design alone is compared. Ours is `train_step` of the method unimatch. Where oth
 machine, compare CPU seconds: those of this process and of its workers.
 
 Run: python benchmarks/loop.py [--device cpu] [--size 256] [--batch 12] [--steps 8] [--repeats 5]
+    [--compile | --no-compile]: measure ours also with `train.compile`; on a GPU by default
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Settings:
     workers: int
     device: torch.device
 
-    def config(self, precision: str) -> TrainConfig:
+    def config(self, precision: str, *, compiled: bool = False) -> TrainConfig:
         """Of both sides."""
         return TrainConfig.model_validate(
             {
@@ -89,6 +90,7 @@ class Settings:
                 "optimiser": {"kind": "sgd", "learning_rate": 0.01},
                 "device": self.device.type,
                 "precision": precision,
+                "compile": compiled,
             }
         )
 
@@ -229,9 +231,12 @@ class Published:
 class Ours:
     """`train_step` and, alone, what it does before the network."""
 
-    def __init__(self, packed: Path, settings: Settings, precision: str) -> None:
+    def __init__(
+        self, packed: Path, settings: Settings, precision: str, *, compiled: bool = False
+    ) -> None:
         manifest = load_contract(DatasetManifest, packed / "manifest.json")
-        self.run: Run = stage.prepare(settings.config(precision), manifest, packed, packed)
+        config = settings.config(precision, compiled=compiled)
+        self.run: Run = stage.prepare(config, manifest, packed, packed)
         self.run.method.train_mode()
         self.number = 0
 
@@ -300,12 +305,17 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def compare(settings: Settings, packed: Path, slices: Path, steps: int, repeats: int) -> list[str]:
+def compare(
+    settings: Settings, packed: Path, slices: Path, options: argparse.Namespace
+) -> list[str]:
     """Rows of the table; the kinds take turns, so that a drift of the machine favours none."""
     published = Published(slices, settings)
     ours = {"float32": Ours(packed, settings, "float32")}
     if uses_bfloat16(settings.config("auto"), settings.device):
         ours["bfloat16"] = Ours(packed, settings, "auto")
+    if options.compile:
+        last = list(ours)[-1]
+        ours[f"{last}, compiled"] = Ours(packed, settings, last, compiled=True)
     work: dict[str, Callable[[], object]] = {
         "input alone, published design": published.read,
         "input alone, ours": ours["float32"].read,
@@ -313,9 +323,9 @@ def compare(settings: Settings, packed: Path, slices: Path, steps: int, repeats:
         **{f"whole step, ours ({name})": one.step for name, one in ours.items()},
     }
     found: dict[str, list[Cost]] = {name: [] for name in work}
-    for _ in range(repeats):
+    for _ in range(options.repeats):
         for name, one in work.items():
-            found[name].append(cost(one, steps, settings))
+            found[name].append(cost(one, options.steps, settings))
     rows, base = [], Cost(1.0, 1.0)
     for name, costs in found.items():
         walls = [one.wall_s for one in costs]
@@ -361,6 +371,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available()
+    )
     parser.add_argument("--out", type=Path, help="default: results/loop_<device>.md")
     options = parser.parse_args()
     settings = Settings(options.size, options.batch, options.workers, torch.device(options.device))
@@ -369,7 +382,7 @@ def main() -> None:
         pack_phantoms(Path(name))
         packed, slices = Path(name) / "packed", Path(name) / "slices"
         write_slices(packed, slices)
-        rows = compare(settings, packed, slices, options.steps, options.repeats)
+        rows = compare(settings, packed, slices, options)
     load = f"{before:.1f} before, {os.getloadavg()[0]:.1f} at the end"
     out = options.out or RESULTS / f"loop_{settings.device.type}.md"
     out.write_text(page(rows, settings, options, load), encoding="utf-8")

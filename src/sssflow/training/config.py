@@ -183,6 +183,11 @@ class TrainConfig(Config):
         description="Of the forward pass; auto: bfloat16 where the device computes in it "
         "(a GPU, a processor with AVX512-BF16 or AMX), else float32.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile the networks for the training steps (torch.compile): minutes at the "
+        "start for faster steps. Needs a C compiler; without one the networks run as written.",
+    )
     threads: int = Field(0, ge=0, le=256, description="CPU threads of torch; 0: torch's choice.")
     processes: int = Field(
         1,

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +75,7 @@ class Run:
     manifest: CheckpointManifest
     device: torch.device
     world: World = ALONE
+    compiled: AbstractContextManager[None] = field(default_factory=nullcontext)
 
 
 def build_optimiser(method: Method, config: OptimiserConfig) -> torch.optim.Optimizer:
@@ -152,7 +154,8 @@ def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTer
     )
     for group in run.optimiser.param_groups:
         group["lr"] = config.optimiser.learning_rate * factor
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=uses_bfloat16(config, run.device)):
+    half = uses_bfloat16(config, run.device)
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=half), run.compiled:
         terms = run.method.step(batch, step, generator)
     total = terms.total
     own_loss = float(total.detach())

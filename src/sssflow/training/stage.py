@@ -33,6 +33,7 @@ from sssflow.training.checkpoint import (
     require_same_run,
     sweep_checkpoints,
 )
+from sssflow.training.compiled import CompiledNetworks
 from sssflow.training.config import TrainConfig
 from sssflow.training.distributed import ALONE, World
 from sssflow.training.load import load_streams
@@ -244,6 +245,7 @@ def prepare(
         ),
         device=device,
         world=world,
+        compiled=CompiledNetworks(method.modules) if config.compile else nullcontext(),
     )
 
 
