@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sssflow.bench.protocol import Protocol
 from sssflow.bench.scores import Estimate
-from sssflow.evaluation.report.words import p_number
+from sssflow.contracts.evaluation import p_number
 
 DASH = "–"
 

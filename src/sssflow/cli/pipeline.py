@@ -136,6 +136,8 @@ def close(result: LocalRunResult, out: Path, *, own_scans_next: bool) -> None:
 
 def figures(summary: EvaluationSummary) -> dict[str, object]:
     """Mean Dice of each model, the gain with interval and p, and SAM-2 against the coarse masks."""
+    from sssflow.contracts.evaluation import p_text
+
     facts: dict[str, object] = {}
     for model in summary.models:
         dice = model.strict.get("dice")
@@ -146,7 +148,7 @@ def figures(summary: EvaluationSummary) -> dict[str, object]:
         if gain.low is not None and gain.high is not None:
             text += f" ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
         if gain.p_value is not None:
-            text += f", p = {gain.p_value:.3g}"
+            text += f", {p_text(gain.p_value)}"
         facts[f"gain on {gain.patients} patients"] = text
         facts["interval and test"] = gain.test
     for quality in summary.sam2:

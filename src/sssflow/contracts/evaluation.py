@@ -104,3 +104,15 @@ class EvaluationSummary(Contract):
         {}, description="Model name, then case id, to the packed label array."
     )
     notes: tuple[str, ...] = ()
+
+
+def p_text(value: float | None) -> str:
+    """A p-value as `p = 0.031` or `p < 0.001`."""
+    if value is None:
+        return "no test"
+    return f"p {p_number(value)}" if value < 0.001 else f"p = {p_number(value)}"
+
+
+def p_number(value: float) -> str:
+    """A p-value with three decimals, never as 0: `0.031` or `< 0.001`."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -18,7 +18,7 @@ from sssflow.contracts.model import Preprocessing
 from sssflow.errors import DataError, UsageError
 from sssflow.evaluation.config import EvaluateConfig
 from sssflow.evaluation.distances import Spacing
-from sssflow.networks.device import choose_device
+from sssflow.networks.device import choose_device, volume_fits
 from sssflow.networks.postprocess import (
     flip_averaged_probabilities,
     largest_component_per_class,
@@ -174,8 +174,13 @@ def _is_ours(path: Path) -> bool:
 def predict_case(
     scans: Scans, models: Sequence[LoadedModel], case: Case, config: EvaluateConfig
 ) -> Labels:
-    """Labels (s, h, w) of a case on its own grid; see `predict_volume`."""
-    return predict_volume(scans.image(case), models, config)
+    """Labels (s, h, w) of a case on its own grid; see `predict_volume`.
+
+    Raises:
+        DataError: It does not fit into memory.
+    """
+    with volume_fits(case.case_id):
+        return predict_volume(scans.image(case), models, config)
 
 
 def predict_volume(

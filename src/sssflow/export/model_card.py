@@ -14,7 +14,7 @@ import sssflow
 from sssflow.contracts.base import Sha256
 from sssflow.contracts.bundle import ParityFigure, TensorContract
 from sssflow.contracts.dataset import DatasetManifest, Role
-from sssflow.contracts.evaluation import EvaluationSummary, Figure, ModelFigures
+from sssflow.contracts.evaluation import EvaluationSummary, Figure, ModelFigures, p_text
 from sssflow.contracts.model import IntensityRule, Preprocessing, TrainedModel
 from sssflow.contracts.run import RunRecord
 from sssflow.export.config import ExportConfig
@@ -263,7 +263,7 @@ def _evaluation(facts: CardFacts) -> str:
     gain = summary.gain
     if gain is not None and gain.headline == figures.name:
         interval = "" if gain.low is None else f" (from {gain.low:.4g} to {gain.high:.4g})"
-        p_value = "" if gain.p_value is None else f", p = {gain.p_value:.3g}"
+        p_value = "" if gain.p_value is None else f", {p_text(gain.p_value)}"
         lines += [
             "",
             f"Against {gain.baseline}: {gain.metric} {gain.gain:+.4g}{interval}{p_value}; "

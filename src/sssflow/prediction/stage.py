@@ -19,7 +19,7 @@ from sssflow.contracts.prediction import FailedScan, PredictedScan, PredictionSe
 from sssflow.errors import DataError, UsageError
 from sssflow.evaluation.config import EvaluateConfig
 from sssflow.evaluation.predictions import Labels, predict_volume
-from sssflow.networks.device import choose_device
+from sssflow.networks.device import choose_device, volume_fits
 from sssflow.networks.trained import LoadedModel, load_model
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference, sha256_file, verified_path
@@ -169,9 +169,10 @@ class _Job:
 
     def segment(self, name: str, path: Path, digest: Sha256) -> PredictedScan:
         """Read, predict, write."""
-        volume = read_nifti(path, max_voxels=MAX_VOXELS)
-        require_finite(volume.array_shw, path)
-        labels = predict_volume(volume.array_shw, self.models, self.config)
+        with volume_fits(path):
+            volume = read_nifti(path, max_voxels=MAX_VOXELS)
+            require_finite(volume.array_shw, path)
+            labels = predict_volume(volume.array_shw, self.models, self.config)
         file = self.out / f"{name}.nii.gz"
         write_label_like(file, labels, volume.grid)
         voxels = _voxels(labels, self.models[0].description.class_names)

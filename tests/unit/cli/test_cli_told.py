@@ -36,7 +36,7 @@ def summary(low: float | None, p_value: float | None) -> EvaluationSummary:
 @pytest.mark.parametrize(
     ("low", "p_value", "text"),
     [
-        (-0.15, 0.0625, "-8.3 points (-15.0 to +2.0), p = 0.0625"),
+        (-0.15, 0.0625, "-8.3 points (-15.0 to +2.0), p = 0.062"),
         (-0.15, None, "-8.3 points (-15.0 to +2.0)"),
         (None, None, "-8.3 points"),
     ],

@@ -104,7 +104,7 @@ def test_with_records_the_card_holds_their_figures(bare, ready) -> None:
     assert "| dice | 0.8125 (0.75 to 0.875) | – |" in text
     assert "| hd95_pooled_mm | – | not recorded |" in text
     assert "| ring | 0.5 |" in text
-    assert "Against supervised: dice +0.0625 (from 0.01 to 0.1), p = 0.03; sign flips." in text
+    assert "Against supervised: dice +0.0625 (from 0.01 to 0.1), p = 0.030; sign flips." in text
     assert "measured on 2 patient(s) only" in text
     assert "* Oracle prompts were used." in text
 

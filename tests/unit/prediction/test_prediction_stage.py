@@ -192,3 +192,40 @@ def test_what_cannot_be_meant_is_refused(model, scans, tmp_path):
     with pytest.raises(UsageError, match="more than one channel"):
         stage.run(CONFIG, [model], scans, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        MemoryError("Unable to allocate 7.1 PiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory."),
+    ],
+)
+def test_a_scan_too_large_for_the_memory_stops_no_other(
+    refusal, model, scans, tmp_path, monkeypatch
+):
+    predict = stage.predict_volume
+    calls = []
+
+    def refuse_the_first(image, *args):
+        calls.append(image)
+        if len(calls) == 1:
+            raise refusal
+        return predict(image, *args)
+
+    monkeypatch.setattr(stage, "predict_volume", refuse_the_first)
+    with pytest.raises(DataError, match="1 of 2 scans could not be segmented"):
+        stage.run(CONFIG, [model], scans, tmp_path / "out")
+    found = load_contract(PredictionSet, tmp_path / "out" / stage.RECORD_FILE)
+    assert [item.name for item in found.scans] == ["b_0000.nii.gz"]
+    assert "does not fit into memory" in found.failed[0].reason
+
+
+def test_other_errors_of_torch_pass_as_they_are(model, scans, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(stage, "predict_volume", broken)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        stage.run(CONFIG, [model], scans, tmp_path / "out")

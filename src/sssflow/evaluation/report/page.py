@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sssflow.contracts.dataset import DatasetManifest
-from sssflow.contracts.evaluation import EvaluationSummary, Figure, ModelFigures
+from sssflow.contracts.evaluation import EvaluationSummary, Figure, ModelFigures, p_text
 from sssflow.contracts.run import RunRecord
 from sssflow.evaluation.drawing import hex_colour
 from sssflow.evaluation.metrics import SSL4MIS_NAMES, ClassMeasures, Presence
@@ -112,7 +112,7 @@ def _tiles(summary: EvaluationSummary) -> list[dict[str, str]]:
         tiles.append({"name": f"Dice, {model.name}", "value": value, "note": note})
     if summary.gain is not None:
         gain = summary.gain
-        note = words.p_text(gain.p_value)
+        note = p_text(gain.p_value)
         if gain.low is not None and gain.high is not None:
             note = f"{words.points(gain.low)} to {words.points(gain.high)}; {note}"
         value = f"{words.points(gain.gain)} points"
@@ -249,7 +249,7 @@ def _mask_row(
         change = words.points(gain.gain)
         if gain.low is not None and gain.high is not None:
             change += f" ({words.points(gain.low)} to {words.points(gain.high)}; "
-            change += f"{words.p_text(gain.p_value)})"
+            change += f"{p_text(gain.p_value)})"
     blank = {"value": "–", "span": "", "sort": ""}
     return {
         "name": name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sssflow.contracts.evaluation import EvaluationSummary, Figure, PairedGain
+from sssflow.contracts.evaluation import EvaluationSummary, Figure, PairedGain, p_text
 
 _TITLES = {
     "dice": "Dice",
@@ -64,18 +64,6 @@ def span(figure: Figure, metric: str) -> str:
 def points(value: float) -> str:
     """A difference of shares as signed percentage points."""
     return f"{100 * value:+.1f}".replace("-", "−")
-
-
-def p_text(value: float | None) -> str:
-    """A p-value as `p = 0.031` or `p < 0.001`."""
-    if value is None:
-        return "no test"
-    return f"p {p_number(value)}" if value < 0.001 else f"p = {p_number(value)}"
-
-
-def p_number(value: float) -> str:
-    """A p-value with three decimals, never as 0: `0.031` or `< 0.001`."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def plural(count: int, name: str) -> str:
