@@ -49,16 +49,18 @@ def infer(
     dataset = need(dataset, "MANIFEST", "manifest.json of `sssflow data pack`")
     prompts = need(prompts, "PROMPTS", "prompts.json of `sssflow prompts`")
     out = need(out, "OUT", "the folder for masks.json")
-    from sssflow.cli.inputs import check_inference, check_weights
+    from sssflow.cli.inputs import check_graphs, check_inference, check_weights
     from sssflow.cli.known import prompted_by
 
+    sam = experiment.sam
     checks = [partial(check_inference, dataset, prompts, sam2)]
-    if sam2 is None and experiment.sam.backend == "torch":
-        sam = experiment.sam
+    if sam2 is None and sam.backend == "torch":
         checks.append(partial(check_weights, sam.size, sam.weights, "sam.weights"))
+    elif sam2 is None:
+        checks.append(partial(check_graphs, sam))
     plan = Plan(
         "infer",
-        f"carries the prompts through each volume with SAM-2 ({experiment.sam.size})",
+        f"carries the prompts through each volume with SAM-2 ({sam.size})",
         out,
         {"dataset": dataset, "prompts": prompts} | ({"sam2": sam2} if sam2 else {}),
         checks=checks,
@@ -68,7 +70,7 @@ def infer(
     from sssflow.sam import stage
 
     with working("infer"):
-        masks = stage.run(experiment.sam, dataset, prompts, out, weights=sam2)
+        masks = stage.run(sam, dataset, prompts, out, weights=sam2)
     path = out / "masks.json"
     words = ["train", dataset, "RUN", "--method", "sss", "--masks", path]
     finish(

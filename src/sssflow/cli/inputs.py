@@ -15,7 +15,7 @@ from sssflow.contracts.prompts import PromptSet
 from sssflow.contracts.run import RunRecord
 from sssflow.contracts.weights import PromptableWeights
 from sssflow.errors import DataError, UsageError
-from sssflow.sam.config import SamSize
+from sssflow.sam.config import SamConfig, SamSize
 from sssflow.storage.contracts import load_contract
 from sssflow.training.config import TrainConfig
 
@@ -106,6 +106,18 @@ def check_inference(dataset: Path, prompts: Path, sam2: Path | None) -> None:
     require_same_dataset([read_input(PromptSet, prompts).dataset_digest], digest, what="prompts")
     if sam2 is not None:
         read_input(PromptableWeights, sam2)
+
+
+def check_graphs(sam: SamConfig) -> None:
+    """Read the description of the bundle whose graphs the backends onnx and triton run.
+
+    Raises:
+        DataError: It cannot be read.
+        UsageError: None is named, or it is of another model, size or weights.
+    """
+    from sssflow.sam.onnx_backend import read_bundle
+
+    read_bundle(sam)
 
 
 def check_weights(size: SamSize, given: str | None, where: str) -> None:

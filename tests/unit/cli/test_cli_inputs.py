@@ -21,6 +21,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     return write_files(Path())
 
 
+INFER = ["infer", "dataset/manifest.json", "prompts/prompts.json", "OUT"]
 GOOD = (
     ["train", "dataset/manifest.json", "OUT", "--masks", "masks/masks.json"],
     ["train", "dataset/manifest.json", "OUT", "-m", "supervised", "--start", "w3/model/model.json"],
@@ -28,7 +29,7 @@ GOOD = (
     ["train", "dataset/manifest.json", "OUT", "-m", "semisam", "--sam2", "adapted/sam2.json"],
     ["prompts", "dataset/manifest.json", "w3/model/model.json", "OUT", "--case", "p1"],
     ["prompts", "dataset/manifest.json", "w3/model", "OUT"],
-    ["infer", "dataset/manifest.json", "prompts/prompts.json", "OUT"],
+    INFER,
     ["evaluate", "dataset/manifest.json", "OUT", "--model", "a=w3/model/model.json"],
     ["export", "dataset/manifest.json", "w3/model/model.json", "OUT"],
     ["predict", "w3/model/model.json", "dataset", "OUT", "--beside", "w3/model/model.json"],
@@ -96,6 +97,16 @@ def test_a_run_folder_instead_of_its_model_names_the_model(
             ["prompts", "dataset/manifest.json", "w3/model/model.json", "OUT", "--case", "p9"],
             65,
             "expected: p1\n  found: p9\n  next: ",
+        ),
+        (
+            [*INFER, "--set", "sam.backend=onnx"],
+            64,
+            "The backend onnx needs exported graphs.\n  where: sam.onnx.bundle",
+        ),
+        (
+            [*INFER, "--set", "sam.backend=triton", "--set", "sam.onnx.bundle=nowhere"],
+            65,
+            "nowhere/bundle.json",
         ),
         (["train", "a", "b", "--section", "finetune", "--print-config"], 64, "baseline | train"),
         (["train", "a", "b", "--section", "finetune", "-m", "sss"], 64, "baseline | train"),
