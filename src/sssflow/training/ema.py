@@ -38,11 +38,9 @@ def update_teacher(teacher: nn.Module, student: nn.Module, ratio: float) -> None
     Batch-norm statistics (floating-point buffers) are averaged like parameters: a teacher with
     averaged weights and another network's statistics is neither of the two. Counters are copied.
     """
-    target = [t for t in teacher.state_dict().values() if t.is_floating_point()]
-    source = [s for s in student.state_dict().values() if s.is_floating_point()]
-    torch._foreach_lerp_(target, source, 1.0 - ratio)
-    for into, value in zip(
-        teacher.state_dict().values(), student.state_dict().values(), strict=True
-    ):
-        if not into.is_floating_point():
-            into.copy_(value)
+    pairs = list(zip(teacher.state_dict().values(), student.state_dict().values(), strict=True))
+    moving = [(into, value) for into, value in pairs if into.is_floating_point()]
+    torch._foreach_lerp_([into for into, _ in moving], [value for _, value in moving], 1.0 - ratio)
+    counters = [(into, value) for into, value in pairs if not into.is_floating_point()]
+    if counters:
+        torch._foreach_copy_([into for into, _ in counters], [value for _, value in counters])
