@@ -170,13 +170,18 @@ def test_an_import_against_the_direction_is_seen(tmp_path: Path, place: str, lin
     assert violations(path, tmp_path)
 
 
+def printed(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 def test_the_help_needs_no_heavy_package() -> None:
     code = (
         "import sys; import sssflow.cli.main; "
         "print([m for m in ('torch', 'kfp', 'sam2', 'monai', 'numpy', 'onnx') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert printed(code) == "[]"
 
 
 def test_the_command_line_starts_without_the_rooms() -> None:
@@ -185,5 +190,4 @@ def test_the_command_line_starts_without_the_rooms() -> None:
         "import sys, sssflow.cli.main;"
         "print(sorted({m.split('.')[1] for m in sys.modules if m.startswith('sssflow.')}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['cli', 'configuration', 'errors', 'storage']"
+    assert printed(code) == "['cli', 'configuration', 'errors', 'storage']"

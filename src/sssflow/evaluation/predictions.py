@@ -18,7 +18,8 @@ from sssflow.contracts.model import Preprocessing
 from sssflow.errors import DataError, UsageError
 from sssflow.evaluation.config import EvaluateConfig
 from sssflow.evaluation.distances import Spacing
-from sssflow.networks.device import choose_device, volume_fits
+from sssflow.networks.device import choose_device
+from sssflow.networks.memory import volume_fits
 from sssflow.networks.postprocess import (
     flip_averaged_probabilities,
     largest_component_per_class,

@@ -19,12 +19,13 @@ from sssflow.contracts.prediction import FailedScan, PredictedScan, PredictionSe
 from sssflow.errors import DataError, UsageError
 from sssflow.evaluation.config import EvaluateConfig
 from sssflow.evaluation.predictions import Labels, predict_volume
-from sssflow.networks.device import choose_device, volume_fits
+from sssflow.networks.device import choose_device
+from sssflow.networks.memory import volume_fits
 from sssflow.networks.trained import LoadedModel, load_model
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference, sha256_file, verified_path
 from sssflow.volume.intensity import require_finite
-from sssflow.volume.nifti import read_nifti, write_label_like
+from sssflow.volume.nifti import read_nifti, unreadable, write_label_like
 
 RECORD_FILE = "predictions.json"
 MAX_VOXELS = 1 << 27
@@ -203,12 +204,7 @@ def _digest(path: Path) -> Sha256:
     try:
         return sha256_file(path)
     except OSError as error:
-        raise DataError(
-            "The file cannot be read.",
-            where=path,
-            found=error.strerror or error,
-            action="Check that it is there and that this user may read it.",
-        ) from None
+        raise unreadable(path, error) from None
 
 
 def _treatment(config: EvaluateConfig) -> Sha256:

@@ -74,12 +74,17 @@ def read_nifti(path: Path, *, max_voxels: int) -> Volume:
             action=_COPY_AGAIN,
         ) from None
     except OSError as error:
-        raise DataError(
-            "The file cannot be read.",
-            where=path,
-            found=error.strerror or error,
-            action="Check that it is there and that this user may read it.",
-        ) from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """What to raise when the system refuses to give the bytes of a scan."""
+    return DataError(
+        "The file cannot be read.",
+        where=path,
+        found=error.strerror or error,
+        action="Check that it is there and that this user may read it.",
+    )
 
 
 def write_label_like(path: Path, label_shw: NDArray[np.integer[Any]], grid: Grid) -> None:

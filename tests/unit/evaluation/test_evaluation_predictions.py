@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from evaluation_place import Place
 
+from sssflow.errors import DataError
+from sssflow.evaluation import predictions
 from sssflow.evaluation.config import EvaluateConfig
 from sssflow.evaluation.predictions import Scans, open_models, predict_case
 from sssflow.networks.postprocess import largest_component_per_class
@@ -56,3 +58,14 @@ def test_the_largest_component_is_kept_after_everything_else(opened) -> None:
         assert np.array_equal(found, largest_component_per_class(whole, 3))
         changed += not np.array_equal(found, whole)
     assert changed > 0, "or nothing was asked"
+
+
+def test_a_case_that_does_not_fit_into_memory_is_named(opened, monkeypatch) -> None:
+    def refuse(*_):
+        raise MemoryError("Unable to allocate 7.1 PiB")
+
+    scans, models, case = opened
+    monkeypatch.setattr(predictions, "predict_volume", refuse)
+    with pytest.raises(DataError, match="does not fit into memory") as caught:
+        predict_case(scans, models, case, EvaluateConfig())
+    assert case.case_id in str(caught.value)
