@@ -106,6 +106,7 @@ def test_the_generalist_goes_where_the_student_is(network, prompts, prepared, ti
         run = prepared(config)
         terms, _ = train_step(run, 0)
         assert float(sum(v for k, v in terms.facts.items() if k.startswith("accepted"))) > 0
+        assert all(isinstance(p, OnGpu) for p in run.method.generalist._model.parameters())
 
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter.*")  # it does copy here
