@@ -8,6 +8,7 @@ from pathlib import Path
 from sssflow.contracts.dataset import Modality
 from sssflow.errors import DataError
 from sssflow.ingest.layouts.base import (
+    NIFTI_ENDINGS,
     Findings,
     Layout,
     LayoutOptions,
@@ -16,6 +17,7 @@ from sssflow.ingest.layouts.base import (
     SourceCase,
     SourceDataset,
     read_list,
+    unread_folders,
     visible,
 )
 
@@ -31,7 +33,8 @@ TREE = """\
     patient001_4d.nii.gz            not used"""
 
 _FRAME = re.compile(r"(?P<patient>.+)_frame(?P<frame>\d{1,4})(?P<gt>_gt)?\.nii(\.gz)?", re.DOTALL)
-_GROUPS = (("", ListName.TRAIN), ("training", ListName.TRAIN), ("testing", ListName.TEST))
+_LISTS = {"training": ListName.TRAIN, "testing": ListName.TEST}
+_GROUPS = (("", ListName.TRAIN), *_LISTS.items())
 
 
 def matches(root: Path) -> bool:
@@ -48,10 +51,14 @@ def discover(root: Path, options: LayoutOptions) -> SourceDataset:
     """All frames of all patients; ED and ES by Info.cfg."""
     del options
     findings = Findings()
+    notes: list[str] = []
     for group, listed in _GROUPS:
-        for folder in visible(root / group, "*"):
-            if folder.is_dir() and (_is_patient_folder(folder) or _is_named_patient(folder)):
-                _add_patient(folder, listed, findings)
+        folders = [folder for folder in visible(root / group, "*") if folder.is_dir()]
+        patients = [f for f in folders if _is_patient_folder(f) or _is_named_patient(f)]
+        for folder in patients:
+            _add_patient(folder, listed, findings)
+        read = {folder.name for folder in patients}.union(_LISTS)
+        notes += unread_folders(root / group, read, _LISTS, NIFTI_ENDINGS)
     has_test = (root / "testing").is_dir()
     return SourceDataset(
         layout=LAYOUT.name,
@@ -59,6 +66,7 @@ def discover(root: Path, options: LayoutOptions) -> SourceDataset:
         cases=tuple(findings.cases),
         list_names=frozenset({ListName.TEST} if has_test else ()),
         problems=tuple(findings.problems),
+        notes=tuple(notes),
     )
 
 

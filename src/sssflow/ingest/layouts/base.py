@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -20,8 +21,10 @@ from sssflow.volume.h5 import read_h5
 from sssflow.volume.nifti import read_nifti
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NIFTI_ENDINGS = (".nii.gz", ".nii")
 _SLICE_AXES = (0, 1, 2)
 _LARGEST_LIST_BYTES = 1 << 24
+_NOBODYS = "lost+found"  # at the root of a disk, for root alone: a pod meets it on its claim
 
 
 class ListName(StrEnum):
@@ -258,6 +261,33 @@ def left_out_note(count: int, what: str) -> tuple[str, ...]:
     return (f"{count} {what} are in no list and left out",) if count else ()
 
 
+def unread_folders(
+    folder: Path, read: Collection[str], known: Collection[str], endings: tuple[str, ...]
+) -> list[str]:
+    """A note per folder that holds scans, itself or one below, and is not read.
+
+    Its name may be a slip, and a cohort without its unlabelled half trains without a word.
+
+    Args:
+        folder: Where the layout looks for folders.
+        read: Names of those it reads here.
+        known: Names that the layout knows, for the note to suggest one.
+        endings: How names of scans end.
+    """
+    notes = []
+    for other in visible(folder, "*"):
+        if other.name in read or not os.access(other, os.R_OK | os.X_OK):
+            continue
+        held = [path for path in other.glob("*") if not path.name.startswith(".")]
+        held += [path for path in other.glob("*/*") if not path.name.startswith(".")]
+        count = sum(path.name.endswith(endings) for path in held)
+        if count:
+            near = get_close_matches(other.name, known, n=1)
+            said = f"{other.name} holds {count} image(s) and is not part of the layout: left out"
+            notes.append(f"{said}; did you mean {near[0]}?" if near else said)
+    return notes
+
+
 def visible(folder: Path, pattern: str) -> list[Path]:
     """Entries of a folder by name, hidden ones left out; empty if the folder is missing.
 
@@ -273,4 +303,5 @@ def visible(folder: Path, pattern: str) -> list[Path]:
             found="no permission",
             action="Give this user the right to read it.",
         )
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    found = (path for path in folder.glob(pattern) if not path.name.startswith("."))
+    return sorted(path for path in found if path.name != _NOBODYS)

@@ -17,6 +17,7 @@ import numpy as np
 from sssflow.contracts.dataset import Modality
 from sssflow.errors import DataError
 from sssflow.ingest.layouts.base import (
+    NIFTI_ENDINGS,
     Findings,
     Layout,
     LayoutOptions,
@@ -26,6 +27,7 @@ from sssflow.ingest.layouts.base import (
     SourceDataset,
     VolumeSource,
     read_list,
+    unread_folders,
     visible,
 )
 from sssflow.volume.geometry import Array, Volume
@@ -71,7 +73,8 @@ def discover(root: Path, options: LayoutOptions) -> SourceDataset:
             listed = official.get(name, ListName.TRAIN)
             label = NiftiSource(masks[name])
             _add_case(name, images[name], label, listed, options, findings)
-    for folder in _unlabelled_folders(root):
+    folders = _unlabelled_folders(root)
+    for folder in folders:
         for path in visible(folder, "*.nii*"):
             _add_case(_stem(path), path, None, ListName.TRAIN, options, findings)
     for name in sorted(set(official) - set(images)):
@@ -89,6 +92,7 @@ def discover(root: Path, options: LayoutOptions) -> SourceDataset:
         cases=tuple(findings.cases),
         list_names=frozenset(official.values()) - {ListName.TRAIN},
         problems=tuple(findings.problems),
+        notes=tuple(_unread(root, folders)),
     )
 
 
@@ -159,6 +163,16 @@ def _stem(path: Path | PurePosixPath) -> str:
 def _unlabelled_folders(root: Path) -> list[Path]:
     folders = [f for name in _UNLABELLED for f in (root / name, *visible(root, f"*/{name}"))]
     return sorted(folder for folder in folders if folder.is_dir())
+
+
+def _unread(root: Path, unlabelled: list[Path]) -> list[str]:
+    """Notes on folders beside the labelled ones, and beside anybleed and nobleed."""
+    above = sorted({folder.parent for folder in unlabelled} - {root})
+    read = {_LABELLED, *_UNLABELLED, *(folder.name for folder in above)}
+    notes = unread_folders(root, read, _UNLABELLED, NIFTI_ENDINGS)
+    for folder in above:
+        notes += unread_folders(folder, _UNLABELLED, _UNLABELLED, NIFTI_ENDINGS)
+    return notes
 
 
 def _add_case(

@@ -19,6 +19,7 @@ from sssflow.ingest.layouts.base import (
     SourceDataset,
     left_out_note,
     read_list,
+    unread_folders,
     visible,
 )
 
@@ -60,7 +61,10 @@ def discover(root: Path, options: LayoutOptions) -> SourceDataset:
         cases=tuple(findings.cases),
         list_names=frozenset(name for name, entries in lists.items() if entries),
         problems=tuple(findings.problems),
-        notes=left_out_note(len(left_out), "scans"),
+        notes=(
+            *left_out_note(len(left_out), "scans"),
+            *unread_folders(root, (_SET,), (_SET,), (".h5",)),
+        ),
     )
 
 

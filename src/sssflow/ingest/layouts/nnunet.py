@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from sssflow.contracts.dataset import Modality
 from sssflow.errors import DataError, UsageError
 from sssflow.ingest.layouts.base import (
+    NIFTI_ENDINGS,
     Findings,
     Layout,
     LayoutOptions,
@@ -21,6 +22,7 @@ from sssflow.ingest.layouts.base import (
     SourceCase,
     SourceDataset,
     read_list,
+    unread_folders,
     visible,
 )
 
@@ -32,7 +34,6 @@ TREE = """\
     imagesTs/<case>_0000.nii.gz     used if labelsTs/<case>.nii.gz are there"""
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})", re.DOTALL)
-_ENDINGS = (".nii.gz", ".nii")
 _FOLDERS = ("imagesTr", "imagesUn", "imagesTs", "labelsTr", "labelsTs")
 
 
@@ -66,7 +67,7 @@ def discover(root: Path, options: LayoutOptions) -> SourceDataset:
         problems=tuple(walk.findings.problems),
         notes=(
             *(("imagesTs is left out: there is no labelsTs",) if ignored else ()),
-            *_foreign_folders(root),
+            *unread_folders(root, _FOLDERS, _FOLDERS, NIFTI_ENDINGS),
             *_foreign_files(root, walk.ending),
             *_unsaid_ending(description, walk.ending),
         ),
@@ -117,30 +118,19 @@ def _files(folder: Path, ending: str) -> list[Path]:
 
 
 def _ending(description: Mapping[str, Any], path: Path) -> str:
-    ending = str(description.get("file_ending", _ENDINGS[0]))
-    if ending not in _ENDINGS:
-        raise _unreadable(path, "file_ending", " or ".join(_ENDINGS), ending)
+    ending = str(description.get("file_ending", NIFTI_ENDINGS[0]))
+    if ending not in NIFTI_ENDINGS:
+        raise _unreadable(path, "file_ending", " or ".join(NIFTI_ENDINGS), ending)
     return ending
-
-
-def _foreign_folders(root: Path) -> list[str]:
-    """A note per folder that holds scans and is not read, for its name may be a slip."""
-    notes = []
-    for folder in visible(root, "*"):
-        if folder.name in _FOLDERS or not folder.is_dir():
-            continue
-        count = sum(path.name.endswith(_ENDINGS) for path in visible(folder, "*"))
-        if count:
-            said = f"{folder.name} holds {count} image(s) and is not part of the layout: left out"
-            notes.append(said + _meant(folder.name, _FOLDERS))
-    return notes
 
 
 def _foreign_files(root: Path, ending: str) -> list[str]:
     """A note per folder of the layout that holds scans with another ending than the named one."""
     notes = []
     for name in _FOLDERS:
-        files = [path.name for path in visible(root / name, "*") if path.name.endswith(_ENDINGS)]
+        files = [
+            path.name for path in visible(root / name, "*") if path.name.endswith(NIFTI_ENDINGS)
+        ]
         others = [file for file in files if not file.endswith(ending)]
         if others:
             notes.append(f"{name}: {len(others)} image(s) do not end in {ending}: left out")
@@ -154,11 +144,6 @@ def _unsaid_ending(description: Mapping[str, Any], ending: str) -> tuple[str, ..
     near = get_close_matches(key, description, n=1)
     slip = f"; it has {near[0]!r}, which is not read" if near else ""
     return (f"dataset.json has no {key}: {ending} is taken{slip}",)
-
-
-def _meant(name: str, known: Collection[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _images(folder: Path, ending: str, findings: Findings) -> tuple[dict[str, Path], set[str]]:

@@ -23,7 +23,9 @@ from sssflow.ingest.layouts.base import (
     ListName,
     SourceCase,
     SourceDataset,
+    left_out_note,
     read_list,
+    unread_folders,
     visible,
 )
 
@@ -74,8 +76,10 @@ def discover(root: Path, options: LayoutOptions) -> SourceDataset:
         slice_patients=tuple(_patient(_volume_of(line)) for line in slice_lines),
         list_names=frozenset(name for name, entries in lists.items() if entries),
         problems=tuple(findings.problems),
-        notes=tuple(
-            f"{len(left_out)} volumes are in no list and left out" for _ in [*left_out][:1]
+        notes=(
+            *left_out_note(len(left_out), "volumes"),
+            *unread_folders(root, ("data",), ("data",), (".h5",)),
+            *unread_folders(root / "data", ("slices",), ("slices",), (".h5",)),
         ),
     )
 
