@@ -74,6 +74,7 @@ def launch(module: str, arguments: Sequence[str], shape: Shape) -> None:
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    _hush_torch()
     alone = shape.nodes == 1
     config = LaunchConfig(
         min_nodes=shape.nodes,
@@ -106,6 +107,12 @@ def launch(module: str, arguments: Sequence[str], shape: Shape) -> None:
             found=str(error).splitlines()[0][:300],
             action="Look whether every machine came up, and run the same command again.",
         ) from None
+
+
+def _hush_torch() -> None:
+    """Drop its lines on a dead process: `ending` says the same, and what to do."""
+    name = "torch.distributed.elastic.multiprocessing.api"
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def train_together(
