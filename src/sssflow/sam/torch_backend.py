@@ -163,7 +163,7 @@ class TorchPromptable:
         if self._hints:
             last = slice_index + (1 if reverse else -1)
             drawn = carried_hint(
-                memory.logits[last].cpu().numpy(),
+                memory.logits[last].float().cpu().numpy(),
                 own.grey_byx[last : last + 1],
                 own.grey_byx[slice_index : slice_index + 1],
             )

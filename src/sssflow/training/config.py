@@ -62,7 +62,12 @@ class WeakConfig(Config):
     )
     flip_probability: float = Field(0.5, ge=0, le=1, description="Each axis by itself.")
     rot90_probability: float = Field(0.5, ge=0, le=1, description="A random quarter turn.")
-    affine_probability: float = Field(0.7, ge=0, le=1, description="Rotation, scale, shear, shift.")
+    affine_probability: float = Field(
+        0.7,
+        ge=0,
+        le=1,
+        description="Rotation, scale and shear; the shift is drawn by itself, with the same.",
+    )
     rotation_deg: float = Field(30.0, ge=0, le=180, description="Largest angle, both ways.")
     scale: float = Field(0.25, ge=0, lt=1, description="Zoom from 1/(1+scale) to 1+scale.")
     shear: float = Field(0.1, ge=0, lt=1, description="Largest shear, both ways.")

@@ -141,7 +141,25 @@ def weak_geometry(
 
 
 def _plane_geometry(shape_bhw: tuple[int, int, int], config: WeakConfig, g: Generator) -> Geometry:
-    """All of `config` as one grid per sample."""
+    """All of `config` as one grid per sample, in float32 whatever the autocast state.
+
+    A step runs under autocast, whose bfloat16 products keep 8 bits of a coordinate: neighbours of
+    a row of 512 would read the same pixel.
+    """
+    with torch.autocast(g.device.type, enabled=False):
+        matrix, shift = _affine(shape_bhw, config, g)
+        theta = torch.cat([matrix, shift[:, :, None]], dim=2)
+        size = [shape_bhw[0], 1, *shape_bhw[1:]]
+        grid = F.affine_grid(theta, size, align_corners=False)
+        if config.elastic_probability > 0:
+            grid = grid + _elastic_bhwg(shape_bhw, config, g)
+        return Geometry(grid)
+
+
+def _affine(
+    shape_bhw: tuple[int, int, int], config: WeakConfig, g: Generator
+) -> tuple[Tensor, Tensor]:
+    """Matrix (b, 2, 2) and shift (b, 2) in normalised coordinates; each is drawn by itself."""
     count, height, width = shape_bhw
     matrix, still = _affine_b22(count, config, g)
     on = (chosen(count, config.affine_probability, g) & ~still).float()
@@ -149,12 +167,7 @@ def _plane_geometry(shape_bhw: tuple[int, int, int], config: WeakConfig, g: Gene
     shift = torch.stack([uniform(count, -limit, limit, g) * 2 * on for _ in range(2)], dim=1)
     # Normalised coordinates stretch an oblong image to a square; undo that around the rotation.
     half = _pair(width / 2, height / 2, g.device)
-    matrix = matrix * half[None, None, :] / half[None, :, None]
-    theta = torch.cat([matrix, shift[:, :, None]], dim=2)
-    grid = F.affine_grid(theta, [count, 1, height, width], align_corners=False)
-    if config.elastic_probability > 0:
-        grid = grid + _elastic_bhwg(shape_bhw, config, g)
-    return Geometry(grid)
+    return matrix * half[None, None, :] / half[None, :, None], shift
 
 
 def _affine_b22(count: int, config: WeakConfig, g: Generator) -> tuple[Tensor, Tensor]:
@@ -250,8 +263,14 @@ def _jitter(x: Tensor, config: StrongConfig, g: Generator) -> Tensor:
 def _blur(x: Tensor, sigma: Tensor, on: Tensor, largest_px: float) -> Tensor:
     """Separable Gaussian with one sigma per sample; samples that are not `on` stay bit-equal.
 
-    Patches of volumes are blurred along their slices' axis too.
+    Patches of volumes are blurred along their slices' axis too. In float32 whatever the autocast
+    state, whose convolutions would leave 8 bits of a grey value.
     """
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.where(spread(on, x), _smooth(x, sigma, largest_px), x)
+
+
+def _smooth(x: Tensor, sigma: Tensor, largest_px: float) -> Tensor:
     count, channels, height, width = *x.shape[:2], *x.shape[-2:]
     radius = max(1, math.ceil(2.5 * largest_px))
     offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
@@ -266,7 +285,7 @@ def _blur(x: Tensor, sigma: Tensor, on: Tensor, largest_px: float) -> Tensor:
         flat = flat.transpose(0, 1).reshape(1, groups, x.shape[2], height * width)
         flat = F.pad(flat, (0, 0, radius, radius), mode="replicate")
         flat = F.conv2d(flat, kernel[:, None, :, None], groups=groups)
-    return torch.where(spread(on, x), flat.reshape(x.shape), x)
+    return flat.reshape(x.shape)
 
 
 _CUTOUT = CutMixConfig(probability=1.0, area_low=0.02, area_high=0.15)

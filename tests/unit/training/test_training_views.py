@@ -111,6 +111,20 @@ def test_strong_views_change_values_but_not_places(spread):
     assert inside.sum() + outside.sum() == 32 * 32
 
 
+@pytest.mark.parametrize("shape", [(2, 512, 384), (2, 3, 512, 512)])
+def test_views_under_autocast_are_those_of_full_precision(shape):
+    def views():
+        g = generator(5)
+        geometry = weak_geometry(shape, WeakConfig(affine_probability=1, elastic_probability=0), g)
+        image = torch.rand(shape[0], 1, *shape[1:], generator=g)
+        return geometry.image(image), strong_view(image, StrongConfig(blur_probability=1), g)
+
+    expected = views()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = views()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_strong_views_with_every_probability_zero_are_the_image():
     off = {name: 0.0 for name in StrongConfig.model_fields if name.endswith("probability")}
     image = torch.rand(3, 1, 9, 9)
