@@ -37,6 +37,7 @@ class _Worker:
     order: RunOrder
     process: subprocess.Popen[bytes]
     log: IO[bytes]
+    had_company: bool = False
 
     def status(self) -> dict[str, Any]:
         try:
@@ -50,9 +51,9 @@ class _Worker:
 class Pool:
     """Runs orders, `parallel` at a time.
 
-    A further run is started only when every running one has said what memory it holds, and on a
-    GPU only if what is free there exceeds the largest of these. A run that dies of GPU memory
-    beside others is tried once more alone.
+    On a GPU a further run is started only when one that runs has said what memory it holds, and
+    only if what is free exceeds the largest of these, for the new run and for each that has not
+    said yet. A run that dies of GPU memory and was not alone all the time is tried again alone.
     """
 
     parallel: int
@@ -86,16 +87,18 @@ class Pool:
             self._running.append(_start(self._alone.pop(0)))
         elif waiting and len(self._running) < self.parallel and self._memory_allows():
             self._running.append(_start(waiting.pop(0)))
+            if len(self._running) > 1:
+                for worker in self._running:
+                    worker.had_company = True
 
     def _memory_allows(self) -> bool:
         states = [worker.status() for worker in self._running]
-        if not all(states):
-            return False
-        gpus = [state["gpu"] for state in states if state.get("gpu")]
-        if not gpus:
-            return True
-        needed = _HEADROOM * max(gpu["held_gib"] for gpu in gpus) + _SPARE_GIB
-        return bool(min(gpu["free_gib"] for gpu in gpus) >= needed)
+        said = [s["gpu"] for s in states if s.get("gpu") and s["gpu"]["held_gib"] > 0]
+        silent = sum(not state or bool(state.get("gpu")) for state in states) - len(said)
+        if not said:
+            return silent == 0
+        each = _HEADROOM * max(gpu["held_gib"] for gpu in said) + _SPARE_GIB
+        return bool(min(gpu["free_gib"] for gpu in said) >= (silent + 1) * each)
 
     def _reap(self, done: Callable[[RunOrder], object]) -> None:
         for worker in [w for w in self._running if w.process.poll() is not None]:
@@ -106,7 +109,7 @@ class Pool:
                 done(order)
                 continue
             failure = _failure(order, worker.process.returncode)
-            if failure.out_of_memory and self._running and order not in self._alone:
+            if failure.out_of_memory and worker.had_company:
                 _LOG.warning("%s: out of GPU memory; it is tried again alone", order.key.name)
                 self._alone.append(order)
                 continue

@@ -23,6 +23,7 @@ from sssflow.bench.plan import RunOrder
 from sssflow.bench.run import run
 from sssflow.contracts.bench import RunFailure
 from sssflow.errors import SssflowError
+from sssflow.networks.memory import lacks_gpu_memory
 from sssflow.storage.atomic import write_text
 from sssflow.storage.contracts import save_contract
 
@@ -30,7 +31,7 @@ FAILURE_FILE = "failure.json"
 STATUS_FILE = "status.json"
 _STATUS_EVERY_S = 2.0
 _GIB = 1 << 30
-_EXIT_BUG = 70
+_EXIT_MEMORY, _EXIT_BUG = 69, 70
 
 
 def main(order_path: Path) -> int:
@@ -39,39 +40,52 @@ def main(order_path: Path) -> int:
     if order.threads:
         torch.set_num_threads(min(order.threads, torch.get_num_threads()))
     threading.Thread(target=_stop_with_parent, daemon=True).start()
-    status = Status(order.out / STATUS_FILE)
-    status.say("starting")
+    devices = {order.experiment.train.device, order.experiment.evaluate.device}
+    status = Status(order.out / STATUS_FILE, may_use_gpu=devices != {"cpu"})
     (order.out / FAILURE_FILE).unlink(missing_ok=True)
     try:
+        status.say("starting")
         run(order, status.say)
-    except SssflowError as error:
-        return _failed(order, error.kind, error.exit_code, error.describe())
-    except torch.OutOfMemoryError as error:
-        return _failed(order, "out of GPU memory", 69, str(error), out_of_memory=True)
     except Exception as error:
-        traceback.print_exc()
+        refused = lacks_gpu_memory(error)
+        if isinstance(error, SssflowError):
+            text = error.describe()
+            return _failed(order, error.kind, error.exit_code, text, out_of_memory=refused)
         text = f"{type(error).__name__}: {error}"
+        if refused:
+            return _failed(order, "out of GPU memory", _EXIT_MEMORY, text, out_of_memory=True)
+        traceback.print_exc()
         return _failed(order, "internal error", _EXIT_BUG, text)
     return 0
 
 
 class Status:
-    """What the run is doing and which memory it holds, for whoever started it."""
+    """What the run is doing and which memory it holds, for whoever started it.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: File to write.
+        may_use_gpu: Whether some part of the run computes there where there is one.
+    """
+
+    def __init__(self, path: Path, *, may_use_gpu: bool = True) -> None:
         self._path = path
+        self._may_use_gpu = may_use_gpu
         self._written_s = -_STATUS_EVERY_S
 
     def say(self, message: str) -> None:
-        """Keep the message, at most one in two seconds."""
+        """Keep the message, at most one in two seconds.
+
+        The memory is the most that was ever held; 0 until something was computed on the GPU.
+        """
         now_s = time.monotonic()
         if now_s - self._written_s < _STATUS_EVERY_S:
             return
         self._written_s = now_s
         found: dict[str, Any] = {"message": message, "gpu": None}
-        if torch.cuda.is_available():
-            free, _ = torch.cuda.mem_get_info()
+        if self._may_use_gpu and torch.cuda.is_available():
             held = torch.cuda.max_memory_reserved()
+            # To ask what is free takes memory of its own, which may be refused.
+            free = torch.cuda.mem_get_info()[0] if held else 0
             found["gpu"] = {"free_gib": free / _GIB, "held_gib": held / _GIB}
         write_text(self._path, json.dumps(found))
 

@@ -10,6 +10,9 @@ import torch
 
 from sssflow.errors import DataError
 
+_GPU_REFUSALS = ("CUDA error: out of memory", "_ALLOC_FAILED")
+"""What CUDA itself says, and cuBLAS and cuDNN, where torch has no class of its own for it."""
+
 
 @contextmanager
 def volume_fits(where: Path | str) -> Iterator[None]:
@@ -22,12 +25,23 @@ def volume_fits(where: Path | str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:  # torch's refusals are RuntimeErrors
         text = str(error)
-        refused = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        refused = isinstance(error, MemoryError) or lacks_gpu_memory(error)
         if not refused and "can't allocate memory" not in text:
             raise
         raise DataError(
             "The volume does not fit into memory.",
             where=where,
             found=text.partition("Error code")[0].strip() or type(error).__name__,
-            action="Crop or resample it, or use a machine with more memory.",
-        ) from None
+            action="Crop or resample it, use a machine with more memory, or run less beside it.",
+        ) from error
+
+
+def lacks_gpu_memory(error: BaseException | None) -> bool:
+    """Whether a GPU refused memory: to `error` itself, or to what it was raised from."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(part in str(error) for part in _GPU_REFUSALS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from sssflow.bench.cells import p_cell
-from sssflow.bench.pool import Pool, _Worker
 from sssflow.bench.scores import Scored, group_rows, over_seeds
 from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.bench import RunKey, RunResult
@@ -120,35 +119,6 @@ def test_a_variant_is_compared_with_the_same_method_without_it() -> None:
     assert over_supervised.gain.value == pytest.approx(0.25), "with the supervised run so tested"
     assert rows[2].over_default is not None
     assert rows[2].over_default.baseline == "unimatch_v2, default"
-
-
-class Said(_Worker):
-    """A worker that has said what is given."""
-
-    def __init__(self, said: dict[str, object]) -> None:
-        self.said = said
-
-    def status(self) -> dict[str, object]:
-        return self.said
-
-
-@pytest.mark.parametrize(
-    ("said", "allowed"),
-    [
-        ([], True),
-        ([{}], False),  # it has not said yet what it holds
-        ([{"message": "x", "gpu": None}], True),  # CPU
-        ([{"gpu": {"free_gib": 3.6, "held_gib": 2.0}}], True),  # 1.25 * 2 + 1 = 3.5
-        ([{"gpu": {"free_gib": 3.4, "held_gib": 2.0}}], False),
-        ([{"gpu": {"free_gib": 9, "held_gib": 1}}, {"gpu": {"free_gib": 5, "held_gib": 4}}], False),
-    ],
-)
-def test_a_further_run_is_started_only_while_the_gpu_has_room(
-    said: list[dict[str, object]], allowed: bool
-) -> None:
-    pool = Pool(4, 0.1)
-    pool._running = [Said(one) for one in said]
-    assert pool._memory_allows() is allowed
 
 
 def test_a_missing_score_file_is_named(tmp_path: Path) -> None:
