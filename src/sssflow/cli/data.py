@@ -49,14 +49,22 @@ def check(
     print_config: PrintConfigOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Read every scan and mask of SOURCE and list all problems at once; write nothing."""
+    """Read SOURCE and list all problems at once; write nothing.
+
+    Masks of patients whom the split leaves unlabelled are not opened.
+    """
     experiment = read_experiment(config, settings)
     if print_config:
         show_config(experiment)
         return
     source = need(source, "SOURCE", "the folder of scans")
     require_scans(source, experiment.ingest.layout)
-    plan = Plan("data check", "reads every file and lists all problems", None, {"source": source})
+    plan = Plan(
+        "data check",
+        "reads the scans and lists all problems",
+        None,
+        {"source": source},
+    )
     if not plan.start(context, dry_run=dry_run):
         return
     from sssflow.ingest import stage
@@ -251,5 +259,8 @@ def _tell(report: CheckReport) -> None:
             shown += f", and {len(by_count) - _MOST_SHOWN} others"
         if shown:
             terminal.print(f"  {title:<17} {shown}", markup=False)
+    if report.masks_unread:
+        how = "of unlabelled patients; --set ingest.split.labelled=all reads them too"
+        terminal.print(f"  masks not read    {report.masks_unread}, {how}", markup=False)
     for note in report.notes:
         terminal.print(f"  note: {note}", markup=False)

@@ -30,7 +30,7 @@ from sssflow.networks.trained import LoadedModel, load_model
 from sssflow.networks.volumes import with_window
 from sssflow.storage.atomic import disk_errors
 from sssflow.storage.contracts import load_contract
-from sssflow.volume.intensity import normalise
+from sssflow.volume.intensity import normalise, require_units
 from sssflow.volume.nifti import write_label_like
 from sssflow.volume.packed import read_packed, write_packed
 
@@ -179,7 +179,10 @@ def predict_case(
 
     Raises:
         DataError: It does not fit into memory.
+        UsageError: An 8-bit image for a model whose intensity rule reads its own units.
     """
+    for model in models:
+        require_units(model.description.preprocessing.intensity, case.quantised, case.case_id)
     with volume_fits(case.case_id):
         return predict_volume(scans.image(case), models, config)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,7 @@ class CheckReport(Record):
     shapes_shw: dict[str, int] = Field({}, description="'s x h x w' to number of cases.")
     spacings_shw_mm: dict[str, int] = Field({}, description="Likewise; 'unknown' without one.")
     voxels_per_class: dict[str, int] = Field({}, description="Over the masks that may be read.")
+    masks_unread: int = Field(0, description="Masks of patients that the split leaves unlabelled.")
 
     @property
     def ok(self) -> bool:
@@ -200,6 +201,12 @@ def _walk(
             names = ", ".join(fact.case_id for fact in same)
             outcome.notes.append(f"{names}: the same image under different patients")
     outcome.notes.extend(_empty_masks(outcome.facts))
+    unseen = _unseen_classes(outcome.facts, dataset.class_names)
+    if unseen and len(unseen) == classes - 1:
+        outcome.problems.append(_nothing_to_learn())
+    elif unseen:
+        names = ", ".join(unseen)
+        outcome.notes.append(f"no labelled case shows {names}: no model can learn it from these")
     outcome.notes.extend(_odd_spacings(outcome.facts))
     return outcome
 
@@ -223,12 +230,29 @@ def _report(dataset: SourceDataset, split: Split, outcome: _Outcome) -> CheckRep
         shapes_shw=_tally(" x ".join(map(str, fact.grid.shape_shw)) for fact in facts),
         spacings_shw_mm=_tally(_spacing_text(fact) for fact in facts),
         voxels_per_class=dict(totals),
+        masks_unread=sum(case.label is not None for case in dataset.cases)
+        - sum(case.source.label is not None for case in split.cases),
+    )
+
+
+def _nothing_to_learn() -> DataError:
+    return DataError(
+        "The masks of all labelled cases are empty.",
+        expected="at least one voxel of a class",
+        action="Give patients whose masks show something the role labelled.",
     )
 
 
 def _empty_masks(facts: list[CaseFacts]) -> list[str]:
     empty = [f.case_id for f in facts if f.voxels_per_class and not any(f.voxels_per_class[1:])]
     return [f"{case_id}: the mask is all background" for case_id in empty]
+
+
+def _unseen_classes(facts: list[CaseFacts], class_names: Sequence[str]) -> tuple[str, ...]:
+    """Classes of which no labelled case has a voxel; none where nothing is labelled."""
+    labelled = [fact.voxels_per_class for fact in facts if fact.role is Role.LABELLED]
+    totals = [sum(counts) for counts in zip(*labelled, strict=True)]
+    return tuple(n for n, total in zip(class_names[1:], totals[1:], strict=False) if not total)
 
 
 def _odd_spacings(facts: list[CaseFacts]) -> list[str]:

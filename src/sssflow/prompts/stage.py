@@ -20,6 +20,7 @@ from sssflow.prompts.config import PromptConfig
 from sssflow.prompts.pcsw import class_taus, select_prompts
 from sssflow.storage.atomic import disk_errors
 from sssflow.storage.contracts import load_contract, save_contract
+from sssflow.volume.intensity import require_units
 from sssflow.volume.packed import read_packed, write_packed
 
 PROMPTS_FILE = "prompts.json"
@@ -103,6 +104,7 @@ def _prompt_case(
     base: Path,
     out: Path,
 ) -> CasePrompts:
+    require_units(loaded.description.preprocessing.intensity, case.quantised, case.case_id)
     image_shw = read_packed(case.image, base=base, shape=case.grid.shape_shw)
     labels_shw, _ = coarse_labels(
         loaded.net, loaded.description, image_shw, batch_slices=config.batch_slices

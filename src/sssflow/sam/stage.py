@@ -30,7 +30,7 @@ from sssflow.sam.triton_backend import load_triton_promptable
 from sssflow.serving.config import ClientConfig
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import sha256_bytes, verified_path
-from sssflow.volume.intensity import normalise
+from sssflow.volume.intensity import normalise, require_units
 from sssflow.volume.packed import read_packed, write_packed
 from sssflow.volume.silence import silent_classes
 
@@ -154,8 +154,9 @@ def _segment_case(
             found=prompts.shape_shw,
             action="Run the prompts stage again on this dataset.",
         )
-    image = read_packed(case.image, base=dataset.parent, shape=shape)
-    volume = normalise(image, intensity_rule(case.modality, config.intensity))
+    rule = intensity_rule(case.modality, config.intensity)
+    require_units(rule, case.quantised, case.case_id)
+    volume = normalise(read_packed(case.image, base=dataset.parent, shape=shape), rule)
     result = segment_volume(model, volume, prompts, manifest.class_count, config, coarse_shw)
     path = out / "masks" / f"{prompts.case_id}.b2nd"
     reference = write_packed(path, result.probability_kshw, base=out)

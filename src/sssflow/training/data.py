@@ -29,7 +29,7 @@ from sssflow.training.mask_trust import case_masks
 from sssflow.training.memory import require_memory
 from sssflow.training.method_config import SssConfig
 from sssflow.training.rare_classes import by_class, slices_showing
-from sssflow.volume.intensity import normalise
+from sssflow.volume.intensity import normalise, require_units
 from sssflow.volume.packed import read_packed
 
 _BYTES_PER_VALIDATION_VOXEL = 5
@@ -363,7 +363,9 @@ def read_image(
 
     Raises:
         DataError: A changed file, or values that are not finite.
+        UsageError: An 8-bit image for a rule in its own units.
     """
+    require_units(preprocessing.intensity, case.quantised, case.case_id)
     volume = read_packed(case.image, base=base, shape=case.grid.shape_shw)
     image = torch.from_numpy(normalise(volume, preprocessing.intensity))
     if not bool(torch.isfinite(image).all()):

@@ -62,6 +62,7 @@ from sssflow.training.requirements import (
 )
 from sssflow.training.seen import seen_images
 from sssflow.training.tracking import Tracker
+from sssflow.training.unseen import unseen_warnings
 from sssflow.volume.silence import silence_warnings
 
 _LOG = logging.getLogger(__name__)
@@ -140,7 +141,10 @@ def run(
                 outside=outside,
                 world=world,
             )
-            origin = _origin(prepared, manifest, mask_sets, started) if world.is_first else None
+            origin = None
+            if world.is_first:
+                unseen = unseen_warnings(manifest, dataset.parent)
+                origin = _origin(prepared, manifest, mask_sets, started, unseen)
             return _train(prepared, origin, out, progress)
 
 
@@ -158,9 +162,10 @@ def _origin(
     manifest: DatasetManifest,
     mask_sets: Sequence[tuple[MaskSet, Path]],
     started: LoadedModel | None,
+    unseen: Sequence[str],
 ) -> _Origin:
     used = mask_sets if prepared.method.needs_masks else ()
-    notes = silence_warnings(used, manifest.class_names)
+    notes = (*unseen, *silence_warnings(used, manifest.class_names))
     for note in notes:
         _LOG.warning("%s", note)
     start = None if started is None else started.description

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sssflow.contracts.dataset import Quantisation
 from sssflow.contracts.model import IntensityRule
-from sssflow.errors import DataError
+from sssflow.errors import DataError, UsageError
 
 
 def require_finite(image_shw: NDArray[np.generic], where: object) -> None:
@@ -26,6 +27,24 @@ def require_finite(image_shw: NDArray[np.generic], where: object) -> None:
         expected="finite voxels",
         found=f"{int((~finite).sum())} of {image_shw.size} voxels",
         action="Find out what made them; replace them in the source, not here.",
+    )
+
+
+def require_units(rule: IntensityRule, quantised: Quantisation | None, where: object) -> None:
+    """Refuse an 8-bit image for a rule that reads the scan's own units; the others do not care.
+
+    Raises:
+        UsageError: The image was stored in steps of its own window, and the rule is `none` or
+            `window`.
+    """
+    if quantised is None or rule.kind not in ("none", "window"):
+        return
+    raise UsageError(
+        "The image is stored in 8 bits, and the intensity rule needs its own units.",
+        where=where,
+        expected="a dataset packed with ingest.store.kind=lossless",
+        found=f"rule {rule.kind}; 0 stands for {quantised.low:g}",
+        action="Pack the dataset again, or use the rule minmax, percentile or zscore.",
     )
 
 

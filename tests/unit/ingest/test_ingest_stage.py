@@ -345,3 +345,33 @@ def test_a_disk_that_refuses_gives_exit_69_and_leaves_nothing_of_the_run(
     done = subprocess.run([sys.executable, "-c", NO_SPACE, *arguments], check=False)
     assert done.returncode == 69
     assert files_below(tmp_path / "calm") == before
+
+
+def without(root: Path, makers: Any, value: int, patients: range) -> None:
+    """Take a class out of the masks of some patients."""
+    for path in [p for i in patients for p in root.glob(f"patient{i:03d}/*_gt.nii.gz")]:
+        mask = np.asanyarray(nib.load(path).dataobj).astype(np.uint8)
+        makers.nifti(path, np.where((mask == value) | (value == 0), 0, mask).astype(np.uint8))
+
+
+def test_a_class_that_no_labelled_mask_shows_is_told(tmp_path: Path, makers: Any) -> None:
+    root = makers.acdc(tmp_path / "acdc", 4)
+    without(root, makers, 1, range(1, 2))
+    told = ("no labelled case shows RV: no model can learn it from these",)
+    assert stage.check(CONFIG, root).notes == told
+
+
+def test_labelled_masks_that_show_nothing_are_refused(tmp_path: Path, makers: Any) -> None:
+    root = makers.acdc(tmp_path / "acdc", 4)
+    without(root, makers, 0, range(1, 2))
+    (problem,) = stage.check(CONFIG, root).problems
+    assert problem.what == "The masks of all labelled cases are empty."
+
+
+def test_a_check_counts_the_masks_that_it_did_not_open(tmp_path: Path, makers: Any) -> None:
+    root = makers.acdc(tmp_path / "acdc", 4)
+    assert stage.check(CONFIG, root).masks_unread == 2
+    everything = CONFIG.model_copy(
+        update={"split": CONFIG.split.model_copy(update={"labelled": "all"})}
+    )
+    assert stage.check(everything, root).masks_unread == 0
