@@ -97,13 +97,17 @@ def replaced_place(stored_md: Tensor, candidate_d: Tensor) -> int | None:
     i is the stored memory least like the candidate, j the one most like i (i itself apart); the
     candidate takes the place of j if it is less like i than j is. Likeness is the cosine. With one
     place there is no j, and the bank stays as it is.
+
+    In float32 whatever the autocast state: slices of one volume are so alike that bfloat16 makes
+    their cosines equal.
     """
     if len(stored_md) < 2:
         return None
-    stored = functional.normalize(stored_md.float(), dim=1)
-    among_mm = stored @ stored.T
+    with torch.autocast(stored_md.device.type, enabled=False):
+        stored = functional.normalize(stored_md.float(), dim=1)
+        among_mm = stored @ stored.T
+        to_candidate_m = stored @ functional.normalize(candidate_d.float(), dim=0)
     among_mm.fill_diagonal_(-torch.inf)
-    to_candidate_m = stored @ functional.normalize(candidate_d.float(), dim=0)
     least = int(to_candidate_m.argmin())
     twin = int(among_mm[least].argmax())
     return twin if bool(to_candidate_m[least] < among_mm[least, twin]) else None

@@ -53,6 +53,15 @@ def test_the_twin_of_the_least_similar_memory_gives_way() -> None:
     assert names(bank) == [0, 9, 2]
 
 
+def test_memories_as_alike_as_slices_of_one_volume_are_told_apart_under_autocast() -> None:
+    # Angles 0, 0.5, 1.5; candidate at 2. Cosines to it: 0.99939, 0.99966, 0.99996: least is place
+    # 0. Most like it is place 1 (0.99996), which is replaced. In bfloat16 all of these are 1.
+    stored = torch.stack([e.memory_cyx.flatten() for e in full(0, 0.5, 1.5).entries])
+    candidate = entry(2).memory_cyx.flatten()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert replaced_place(stored, candidate) == 1
+
+
 def test_a_candidate_that_adds_no_difference_stays_out() -> None:
     # Angles 0 and 170; candidate at 5. Cosines to it: 0.996, -0.966: least is place 1, and the one
     # most like place 1 is place 0 (-0.985). -0.966 is not below -0.985.
