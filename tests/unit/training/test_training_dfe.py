@@ -47,6 +47,24 @@ def test_fusion_of_equal_directions_keeps_no_difference_term():
     assert level.enhance(first, 3 * first).flatten().tolist() == pytest.approx([expected] * 2)
 
 
+def test_the_difference_of_views_almost_alike_survives_bfloat16():
+    class Nothing(nn.Module):
+        def forward(self, x):
+            return torch.zeros_like(x)
+
+    level = DfeLevel(8, 8)
+    level.mlp = Nothing()
+    g = torch.Generator().manual_seed(0)
+    first = 1 + torch.rand((2, 8, 16, 16), generator=g).bfloat16()
+    second = first + 0.2 * torch.rand(first.shape, generator=g).bfloat16()
+    second[:, :2] += 0.1
+    exact = level.enhance(first.float(), second.float())
+    found = level.enhance(first, second)
+    assert found.dtype == torch.bfloat16
+    assert 0 < float(exact.abs().max()) < 1e-3
+    assert float((found.float() - exact).norm() / exact.norm()) < 0.02
+
+
 def test_order_matters_because_the_first_view_weighs_more_when_they_agree():
     level = DfeLevel(2, 2)
     level.mlp = nn.Identity()
