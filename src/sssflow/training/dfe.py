@@ -55,9 +55,11 @@ class DfeLevel(nn.Module):
     def enhance(self, first_bdhw: Tensor, second_bdhw: Tensor) -> Tensor:
         """F_adj from two aligned feature maps A_1, A_2 of equal shape."""
         # In float32: two views of an image are so alike that bfloat16 makes 1 - similarity zero.
-        pooled = [x.mean((2, 3), dtype=torch.float32) for x in (first_bdhw, second_bdhw)]
-        similarity = F.cosine_similarity(*pooled, dim=1)[:, None, None, None]
-        share, apart = (x.to(first_bdhw.dtype) for x in (similarity.sigmoid(), 1 - similarity))
+        pooled_1 = first_bdhw.mean((2, 3), dtype=torch.float32)
+        pooled_2 = second_bdhw.mean((2, 3), dtype=torch.float32)
+        similarity = F.cosine_similarity(pooled_1, pooled_2, dim=1)[:, None, None, None]
+        share = similarity.sigmoid().to(first_bdhw.dtype)
+        apart = (1 - similarity).to(first_bdhw.dtype)
         fused = share * self.mlp(first_bdhw) + (1 - share) * self.mlp(second_bdhw)
         out: Tensor = fused + apart * (second_bdhw - first_bdhw)
         return out
