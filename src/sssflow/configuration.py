@@ -6,10 +6,11 @@ import copy
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -19,6 +20,10 @@ from sssflow.errors import UsageError
 
 C = TypeVar("C", bound="Config")
 Key = tuple[str, ...]
+
+_NAMED_AT_MOST = 3
+_ALIKE = 0.7
+"""Least likeness of a slip to a name: `batch` shares 0.62 with `unimatch`."""
 
 
 class Config(BaseModel):
@@ -207,7 +212,7 @@ def _refusals(model: type[BaseModel], error: ValidationError, data: object) -> d
     for item in error.errors(include_url=False):
         found.setdefault(_written(model, item["loc"], data), []).append(item)
     return {
-        key: _why(model, items)
+        key: _why(model, key, items)
         for key, items in found.items()
         # A list is too short for pydantic where one of its values was refused.
         if items[0]["type"] != "too_short" or not any(_is_below(key, other) for other in found)
@@ -234,10 +239,10 @@ def _written(model: type[BaseModel], location: Sequence[str | int], data: object
     return tuple(key)
 
 
-def _why(model: type[BaseModel], items: Sequence[ErrorDetails]) -> str:
+def _why(model: type[BaseModel], key: Key, items: Sequence[ErrorDetails]) -> str:
     first = items[0]
     if first["type"] == "extra_forbidden":
-        return f"unknown key{_nearest(model, first['loc'])}"
+        return f"unknown key{_nearest(model, key, first['loc'])}"
     said = list(dict.fromkeys(item["msg"] for item in items))
     if len(said) > 1:
         # "Input should be a valid integer, unable to parse …": the half that says what would do.
@@ -278,12 +283,56 @@ def _holds(data: object, key: Key) -> bool:
     return True
 
 
-def _nearest(model: type[BaseModel], location: Sequence[str | int]) -> str:
+def _nearest(model: type[BaseModel], key: Key, location: Sequence[str | int]) -> str:
+    """What was meant: a key without its section, a slip at this depth, or a key of another place.
+
+    Nothing that merely shares some letters: a wrong name costs more than the list of all.
+    """
     names = _names_at(model, location[:-1])
-    close = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.4)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    meant = (
+        _ending_in(model, ".".join(key), key[0])
+        or difflib.get_close_matches(key[-1], names, n=1, cutoff=_ALIKE)
+        or _ending_in(model, key[-1], key[0])
+    )
+    if meant:
+        shown = [repr(name) for name in meant[:_NAMED_AT_MOST]]
+        more = [f"{len(meant) - len(shown)} more"] if len(meant) > len(shown) else []
+        *first, last = shown + more
+        return f"; did you mean {', '.join(first)}{' or ' if first else ''}{last}?"
     return f"; valid keys are {', '.join(sorted(names))}" if names else ""
+
+
+def _ending_in(model: type[BaseModel], typed: str, section: str) -> list[str]:
+    """Dotted keys that end in what was typed.
+
+    Those of the same section come first, then shallow ones, then those of sections of one kind.
+    """
+    found = {name: owner for name, owner in _dotted(model) if name.endswith(f".{typed}")}
+    alike = Counter(found.values())
+
+    def rank(name: str) -> tuple[bool, int, int]:
+        return not name.startswith(f"{section}."), name.count("."), -alike[found[name]]
+
+    return sorted(found, key=rank)
+
+
+def _dotted(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Every key that `--set` takes, and the model that it belongs to."""
+    for name, field in model.model_fields.items():
+        yield f"{above}{name}", model
+        for part in _sections_in(field.annotation):
+            yield from _dotted(part, f"{above}{name}.")
+
+
+def _sections_in(annotation: object) -> list[type[BaseModel]]:
+    """Models that are this value or one of its kinds; those in a list have no dotted keys."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) is Annotated:
+        return _sections_in(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [found for part in get_args(annotation) for found in _sections_in(part)]
+    return []
 
 
 def _names_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:

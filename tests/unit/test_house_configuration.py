@@ -47,6 +47,32 @@ def test_a_key_that_resembles_nothing_gets_the_list() -> None:
     assert "valid keys are name, train" in refusal("zzzz=1")
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("layout=nnunet", "layout: unknown key; did you mean 'ingest.layout'?"),
+        ("train.layout=nnunet", "did you mean 'ingest.layout'?"),
+        ("roles=[validation]", "did you mean 'prompts.roles' or 'evaluate.roles'?"),
+        ("split.labelled=2", "split: unknown key; did you mean 'ingest.split'?"),
+        (
+            "steps=500",
+            "did you mean 'warmup.steps', 'baseline.steps', 'train.steps' or 2 more?",
+        ),
+        ("train.network.weights=x", "did you mean 'train.network.sam2.weights', "),
+        ("pipelin.shards=1", "did you mean 'pipeline'?"),
+        ("channel_names=1", "channel_names: unknown key; valid keys are adapt, "),
+        ("checkpoints=3", "checkpoints: unknown key; valid keys are adapt, "),
+        ("train.batch=2", "valid keys are augmentation, batch_labelled, "),
+    ],
+)
+def test_a_key_without_its_section_names_the_whole_key_and_never_a_stranger(
+    override: str, said: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config(ExperimentConfig, None, [override])
+    assert said in str(caught.value)
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     message = refusal("train.step=5", "train.steps=0", "name=[1]")
     assert "train.step:" in message

@@ -129,7 +129,7 @@ def check_weights(size: SamSize, given: str | None, where: str) -> None:
     """
     from sssflow.sam.weights_io import weights_path
 
-    path = weights_path(size, given)
+    path = weights_path(size, given, where=where)
     if not path.is_file():
         raise DataError(
             "The weights of SAM-2 do not exist.",

@@ -97,7 +97,8 @@ class Scans:
                 where=self.manifest.name,
                 expected="cases of role " + " or ".join(config.roles or ("test", "validation")),
                 found="none",
-                action="Pack the dataset with test or validation patients, or set roles.",
+                action="Pack the dataset with test or validation patients, or name roles that it "
+                "has with --set evaluate.roles=[...].",
             )
         return tuple(sorted(cases, key=lambda case: case.case_id))
 

@@ -56,7 +56,7 @@ def run(config: Sam2ExportConfig, out: Path, *, dataset: Path | None = None) -> 
         UnavailableError: The disk refuses.
     """
     require_runtime()
-    path = weights_path(config.size, config.weights)
+    path = weights_path(config.size, config.weights, where="weights")
     model = build_sam2(config.size, version=config.version, input_size=config.sizes_px[0])
     load_weights(model, path)
     model.requires_grad_(False)

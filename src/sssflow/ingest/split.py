@@ -174,7 +174,7 @@ def _labelled(
     if not set(chosen) <= set(pool):
         raise UsageError(
             "Labelled patients of the slice list have another role already.",
-            where="split.labelled_slices",
+            where="ingest.split.labelled_slices",
             found=sorted(set(chosen) - set(pool)),
             action="Take fewer validation or test patients from the training list.",
         )
@@ -189,10 +189,10 @@ def _patients_of_first_lines(slice_patients: Sequence[str], lines: int) -> list[
         cuts = _clean_cuts(slice_patients)
         raise UsageError(
             "The slice prefix does not end with a patient.",
-            where="split.labelled_slices",
+            where="ingest.split.labelled_slices",
             expected="one of " + ", ".join(map(str, cuts[:40])) if cuts else "a slice list",
             found=lines,
-            action="Choose a number that ends with a patient, or use split.labelled.",
+            action="Choose a number that ends with a patient, or use ingest.split.labelled.",
         )
     return list(dict.fromkeys(head))
 
@@ -222,7 +222,7 @@ def _count(amount: Amount, size: int, what: str, left: int) -> int:
 def _too_many(what: str, count: int, left: int) -> UsageError:
     return UsageError(
         "The split asks for more patients than there are.",
-        where=f"split.{what}",
+        where=f"ingest.split.{what}",
         expected=f"at most {left} (patients with masks that have no role yet)",
         found=count,
         action="Ask for fewer, or give the other roles fewer.",

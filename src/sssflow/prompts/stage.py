@@ -129,8 +129,8 @@ def _chosen(
                 "No case of the dataset has the role that is to be prompted.",
                 where=manifest.name,
                 expected=f"at least one {roles} case",
-                action="Give another role with --set roles=[validation], or pack the dataset with "
-                "unlabelled cases.",
+                action="Give another role with --set prompts.roles=[validation], or pack the "
+                "dataset with unlabelled cases.",
             )
         return cases
     cases = manifest.select(case_ids)
@@ -141,7 +141,7 @@ def _chosen(
             where=manifest.name,
             expected=roles,
             found=", ".join(other[:5]),
-            action="Add its role to `roles`, or leave the case out.",
+            action="Add its role to prompts.roles, or leave the case out.",
         )
     return cases
 

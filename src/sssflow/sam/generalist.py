@@ -280,7 +280,7 @@ def load_generalist(config: GeneralistConfig, *, adapted: Path | None = None) ->
                 action="Download the checkpoint from the SAM-Med3D repository and give its path.",
             )
         return Med3dGeneralist(load_med3d(Path(given)), config, sha256_file(Path(given)))
-    path = weights_path(config.size, given)
+    path = weights_path(config.size, given, where="generalist.weights")
     model = build_sam2(config.size, version=config.version, input_size=config.input_size)
     load_weights(model, path)
     return Sam2Generalist(model, config, weights_digest=sha256_file(path))

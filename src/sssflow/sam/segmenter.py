@@ -30,6 +30,8 @@ from sssflow.storage.digest import sha256_file
 
 __all__ = ["ClassBanks", "ClipMasks", "Sam2Segmenter"]  # all that the training room may use
 
+_WEIGHTS_KEY = "train.network.sam2.weights (or of warmup, baseline)"
+
 
 class CoarseHead(nn.Module):
     """D_sam: Conv3x3, batch norm, ReLU, Conv1x1 on the finest map, resized to the input.
@@ -173,7 +175,7 @@ def start_weights_digest(config: Sam2StudentConfig) -> Sha256 | None:
         raise DataError(
             "The SAM-2 weights are missing.",
             where=path,
-            action="Check the path network.sam2.weights.",
+            action=f"Check the path {_WEIGHTS_KEY}.",
         )
     return sha256_file(path)
 
@@ -181,4 +183,5 @@ def start_weights_digest(config: Sam2StudentConfig) -> Sha256 | None:
 def _start_weights(config: Sam2StudentConfig) -> Path | None:
     if config.weights == "random":
         return None
-    return weights_path(config.size, None if config.weights == "packaged" else config.weights)
+    given = None if config.weights == "packaged" else config.weights
+    return weights_path(config.size, given, where=_WEIGHTS_KEY)

@@ -46,8 +46,13 @@ def packaged_weights() -> Path:
     return path
 
 
-def weights_path(size: SamSize, given: str | None) -> Path:
+def weights_path(size: SamSize, given: str | None, *, where: str = "sam.weights") -> Path:
     """The file to load for `size`.
+
+    Args:
+        size: Of the model.
+        given: What the user named; None: nothing.
+        where: The setting or option that names the file, for the message.
 
     Raises:
         UsageError: An official size without a file, or the packaged weights are missing.
@@ -58,9 +63,10 @@ def weights_path(size: SamSize, given: str | None) -> Path:
         return packaged_weights()
     raise UsageError(
         f"SAM-2 {size} needs a checkpoint.",
-        where="sam.weights",
+        where=where,
         expected="the path of an official .pt file or of a safetensors file",
-        action="Download the checkpoint of this size from the SAM-2 repository and give its path.",
+        action="Download the checkpoint of this size from the SAM-2 repository and give its path "
+        f"as {where}.",
     )
 
 

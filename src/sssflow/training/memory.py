@@ -20,8 +20,8 @@ def require_memory(size_bytes: int, memory_gib: float, *, what: str, remedy: str
     if needed_gib > memory_gib:
         raise UsageError(
             "The samples do not fit into the memory that this run may use.",
-            expected=f"at most {memory_gib:g} GiB (memory_gib)",
+            expected=f"at most {memory_gib:g} GiB (train.memory_gib, or of warmup, baseline)",
             found=f"{what}: {needed_gib:.1f} GiB",
-            action=f"Raise memory_gib, or {remedy}.",
+            action=f"Raise memory_gib of that section, or {remedy}.",
         )
     _LOG.info("%s, %.2f GiB", what, needed_gib)

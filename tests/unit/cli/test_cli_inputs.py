@@ -87,7 +87,7 @@ def test_a_run_folder_instead_of_its_model_names_the_model(
     ("arguments", "code", "words"),
     [
         (["train", "dataset/manifest.json", "OUT"], 64, "none were given"),
-        (["export", "sam2", "OUT", "--size", "tiny"], 64, "needs a checkpoint"),
+        (["export", "sam2", "OUT", "--size", "tiny"], 64, "where: --weights\n"),
         (
             [*GOOD[6], "-s", "sam.weights=gone.pt"],
             65,

@@ -287,6 +287,7 @@ def test_a_folder_that_fits_no_or_two_layouts_is_told_every_tree(
         with pytest.raises(DataError, match="exactly one known layout") as caught:
             find_layout("auto", root)
         assert caught.value.found == found
+        assert "--set ingest.layout=NAME" in caught.value.action
         assert all(
             f"[{name}]\n{layout.tree}" in str(caught.value) for name, layout in LAYOUTS.items()
         )

@@ -144,6 +144,8 @@ def test_a_slice_prefix_inside_a_patient_is_refused_with_the_clean_cuts(lines: i
     with pytest.raises(UsageError, match="does not end with a patient") as caught:
         assign_roles(dataset("abcd", slice_patients=SLICES), config)
     assert caught.value.expected == "one of 6, 8, 9"
+    assert caught.value.where == "ingest.split.labelled_slices"
+    assert caught.value.action.endswith("or use ingest.split.labelled.")
 
 
 def test_a_slice_prefix_may_not_reach_into_held_back_patients() -> None:
@@ -151,15 +153,21 @@ def test_a_slice_prefix_may_not_reach_into_held_back_patients() -> None:
     with pytest.raises(UsageError, match="another role already") as caught:
         assign_roles(dataset("abcd", slice_patients=SLICES), config)
     assert "'c'" in caught.value.found
+    assert caught.value.where == "ingest.split.labelled_slices"
 
 
 @pytest.mark.parametrize(
-    "settings", [{"labelled": 9}, {"labelled": 1, "validation": 8}, {"test": 9}]
+    ("settings", "asked"),
+    [
+        ({"labelled": 9}, "labelled"),
+        ({"labelled": 1, "validation": 8}, "labelled"),
+        ({"test": 9}, "test"),
+    ],
 )
 def test_asking_for_more_patients_than_there_are_is_a_usage_error(
-    settings: dict[str, Any],
+    settings: dict[str, Any], asked: str
 ) -> None:
-    with pytest.raises(UsageError, match="more patients than there are"):
+    with pytest.raises(UsageError, match=f"more patients than .*\n  where: ingest.split.{asked}\n"):
         assign_roles(dataset(ORDER), SplitConfig(**settings))
 
 

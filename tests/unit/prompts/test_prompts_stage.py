@@ -171,11 +171,11 @@ def test_a_case_of_another_role_is_refused_by_name(
     places: tuple[Path, Path], tmp_path: Path
 ) -> None:
     dataset, model = places
-    with pytest.raises(UsageError, match=r"d \(validation\)"):
+    with pytest.raises(UsageError, match=r"d \(validation\)\n.*prompts\.roles"):
         run(PromptConfig(), dataset, model, tmp_path, case_ids=["b", "d"])
     with pytest.raises(DataError, match="Unknown case"):
         run(PromptConfig(), dataset, model, tmp_path, case_ids=["nobody"])
-    with pytest.raises(DataError, match="role"):
+    with pytest.raises(DataError, match=r"--set prompts\.roles=\[validation\]"):
         run(PromptConfig(roles=(Role.TEST,)), dataset, model, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -135,6 +135,8 @@ def test_a_missing_file_and_an_official_size_without_a_file_are_told_apart(tmp_p
         read_state(tmp_path / "none.pt")
     with pytest.raises(UsageError, match="needs a checkpoint"):
         weights_path("large", None)
+    with pytest.raises(UsageError, match=r"where: --weights\n(.*\n)+.*as --weights\."):
+        weights_path("large", None, where="--weights")
 
 
 def test_the_packaged_weights_are_small_and_fit_nano():

@@ -174,7 +174,9 @@ def test_merged_logits_are_the_arg_max_against_a_background_of_zero() -> None:
 def test_equal_seeds_give_equal_students_and_official_sizes_need_a_checkpoint() -> None:
     one, two = student().state_dict(), student().state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
-    with pytest.raises(UsageError, match="needs a checkpoint"):
+    with pytest.raises(
+        UsageError, match=r"needs a checkpoint\.\n  where: train\.network\.sam2\.weights "
+    ):
         load_start_weights(student("tiny"), Sam2StudentConfig(size="tiny"))
     assert start_weights_digest(Sam2StudentConfig(weights="random")) is None
     assert start_weights_digest(Sam2StudentConfig()) is not None

@@ -85,7 +85,7 @@ def test_a_method_that_needs_unlabelled_cases_says_so(tiny):
 
 def test_more_slices_than_memory_may_hold_are_refused_before_they_are_read(tiny):
     manifest, base = manifest_and_base(tiny)
-    with pytest.raises(UsageError, match="memory_gib"):
+    with pytest.raises(UsageError, match=r"train\.memory_gib, or of warmup, baseline"):
         load_labelled(manifest, base, SMALL, memory_gib=1e-6)
     with pytest.raises(UsageError, match=r"1 validation volumes of 4320 voxels"):
         load_validation(manifest, base, SMALL, memory_gib=1e-6)

@@ -33,7 +33,7 @@ def find_layout(name: str, root: Path) -> Layout:
         where=root,
         expected=f"one of these trees:\n{trees}",
         found=found,
-        action="Point to the right folder, or name the layout with `layout`.",
+        action="Point to the right folder, or name the layout with --set ingest.layout=NAME.",
     )
 
 
