@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from argparse import Namespace
 from collections.abc import Mapping
 from importlib import resources
@@ -28,6 +29,9 @@ _SIZE_OF_TRUNK: Final = {
     (32, 7): "nano",
 }
 _SHOWN = 5
+# A zip file, or the pickle of torch's older form: what torch.load may read.
+_BEGINNINGS: Final = (b"PK", b"\x80")
+_SHOWN_BYTES = 32
 
 
 def packaged_weights() -> Path:
@@ -130,6 +134,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         )
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    _require_checkpoint(path)
     try:
         # SAM-Med3D's training kept its arguments in the file: a Namespace is plain attributes.
         with torch.serialization.safe_globals([Namespace]):
@@ -138,12 +143,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise DataError(
             "The checkpoint holds more than tensors and is refused.",
             where=path,
-            expected="a file that torch.load reads with weights_only=True",
-            found=str(error).splitlines()[0],
-            action="Use the official checkpoint, or convert it to safetensors where you trust it.",
+            expected="tensors by name, and plain values",
+            found=_foreign(error),
+            action="Use the official checkpoint, or ask its author for safetensors.",
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise _unreadable(path, error) from None
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+        raise _unreadable(path, _first_line(error)) from None
     state = loaded
     if isinstance(loaded, dict):
         state = loaded.get("model", loaded.get("model_state_dict", loaded))
@@ -191,14 +196,36 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, _first_line(error)) from None
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def _require_checkpoint(path: Path) -> None:
+    """Refuse what is no checkpoint by its first bytes: a saved web page is no code to warn of."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_SHOWN_BYTES)
+    except OSError as error:
+        raise _unreadable(path, _first_line(error)) from None
+    if not head.startswith(_BEGINNINGS):
+        shown = repr(head.decode("ascii", "backslashreplace"))
+        raise _unreadable(path, f"a file that begins with {shown}" if head else "an empty file")
+
+
+def _foreign(error: UnpicklingError) -> str:
+    """What torch refused; its own words advise to load the file unsafely and are not passed on."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return named[1] if named else "another kind of object"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _unreadable(path: Path, found: str) -> DataError:
     return DataError(
         "The weights cannot be read.",
         where=path,
         expected="a safetensors file or a PyTorch checkpoint",
-        found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-        action="Get the file again; it may be damaged.",
+        found=found,
+        action="Get the file again; it may be damaged, or a page that was saved in its place.",
     )

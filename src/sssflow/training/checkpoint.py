@@ -115,8 +115,14 @@ def _load(path: Path) -> tuple[CheckpointManifest, State]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        # Torch's refusals have types from a module that this house does not import.
-        raise DataError("The checkpoint cannot be read.", where=file, found=error) from None
+        # Torch's refusals have types from a module that this house does not import, and their
+        # words advise to load the file unsafely: those are not passed on.
+        raise DataError(
+            "The checkpoint cannot be read.",
+            where=file,
+            expected="tensors and plain values",
+            found=type(error).__name__ if "weights_only" in str(error) else error,
+        ) from None
     if not isinstance(state, dict):
         raise DataError("The checkpoint holds no state.", where=file, found=type(state).__name__)
     return manifest, state

@@ -253,8 +253,13 @@ def _unpacked(packed: Tensor) -> dict[str, Any]:
     try:
         return dict(torch.load(data, map_location="cpu", weights_only=True))
     except Exception as error:
-        # Torch's refusals have types from a module that this house does not import.
-        raise DataError("The state of another process cannot be read.", found=error) from None
+        # Torch's refusals have types from a module that this house does not import, and their
+        # words advise to load unsafely: they are not passed on.
+        raise DataError(
+            "The state of another process cannot be read.",
+            expected="tensors and plain values",
+            found=type(error).__name__,
+        ) from None
 
 
 def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

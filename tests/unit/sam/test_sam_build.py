@@ -118,9 +118,29 @@ def test_a_checkpoint_that_holds_code_is_refused_without_running_it(tmp_path: Pa
     torch.save({"model": _Payload()}, tmp_path / "bad.pt")
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(_Payload()))
     for name in ("bad.pt", "bare.pt"):
-        with pytest.raises(DataError):
+        with pytest.raises(DataError, match="more than tensors") as caught:
             read_state(tmp_path / name)
+        assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"<!DOCTYPE html><html>Login</html>", "begins with '<!DOCTYPE html>"),
+        (b'{"message": "Not Found"}', 'begins with \'{"message": "Not Found"}\''),
+        (b"", "an empty file"),
+        (b"\x80", "index out of range"),
+    ],
+)
+def test_a_page_saved_as_a_checkpoint_is_unreadable_and_not_suspected(
+    tmp_path: Path, content: bytes, found: str
+):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        read_state(tmp_path / "x.pt")
+    assert found in caught.value.found
+    assert "weights_only" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import shutil
 from pathlib import PurePosixPath
@@ -12,7 +13,7 @@ import torch
 
 from sssflow.contracts.base import ObjectRef
 from sssflow.errors import DataError, UsageError
-from sssflow.training import checkpoint
+from sssflow.training import checkpoint, distributed
 from sssflow.training.checkpoint import (
     CheckpointManifest,
     different_keys,
@@ -98,7 +99,7 @@ def test_when_all_are_damaged_nothing_is_trained_over_them(tmp_path):
         load_newest(tmp_path)
 
 
-def test_a_state_that_is_not_plain_is_refused(tmp_path):
+def test_a_state_that_is_not_plain_is_refused(tmp_path, caplog):
     from sssflow.storage.contracts import save_contract
     from sssflow.storage.digest import reference
 
@@ -107,8 +108,19 @@ def test_a_state_that_is_not_plain_is_refused(tmp_path):
     torch.save({"value": PurePosixPath("/foreign")}, path / "state.pt")
     changed = manifest(1).model_copy(update={"state": reference(path / "state.pt")})
     save_contract(changed, path / "MANIFEST.json")
-    with pytest.raises(DataError, match="Every checkpoint"):
+    with caplog.at_level(logging.WARNING), pytest.raises(DataError, match="Every checkpoint"):
         load_newest(tmp_path)
+    assert "found: UnpicklingError" in caplog.text
+    assert "weights_only" not in caplog.text, "torch's advice to load it unsafely is not passed on"
+
+
+def test_a_state_of_another_process_that_is_not_plain_is_refused_without_torchs_advice():
+    data = io.BytesIO()
+    torch.save({"value": PurePosixPath("/foreign")}, data)
+    packed = torch.frombuffer(bytearray(data.getvalue()), dtype=torch.uint8)
+    with pytest.raises(DataError, match="another process") as caught:
+        distributed._unpacked(packed)
+    assert "weights_only" not in str(caught.value)
 
 
 def test_leftovers_of_a_killed_writer_go_and_are_never_read(tmp_path):
