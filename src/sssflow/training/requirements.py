@@ -9,6 +9,7 @@ from sssflow.contracts.dataset import DatasetManifest
 from sssflow.contracts.masks import MaskSet
 from sssflow.contracts.model import TrainedModel
 from sssflow.errors import UsageError
+from sssflow.training.checkpoint import different_keys
 from sssflow.training.config import TrainConfig
 from sssflow.training.distributed import World
 from sssflow.training.methods.base import Method
@@ -86,13 +87,22 @@ def require_same_student(
     Raises:
         UsageError: They are.
     """
-    wanted = (config.network.model_dump(mode="json"), config.preprocessing, manifest.class_names)
-    found = (start.network, start.preprocessing, start.class_names)
-    if found != wanted:
+    wanted = {
+        "network": config.network.model_dump(mode="json"),
+        "preprocessing": config.preprocessing.model_dump(mode="json"),
+        "classes": list(manifest.class_names),
+    }
+    found = {
+        "network": start.network,
+        "preprocessing": start.preprocessing.model_dump(mode="json"),
+        "classes": list(start.class_names),
+    }
+    differing = different_keys(found, wanted)
+    if differing:
         raise UsageError(
             "The training cannot start from this model.",
-            where="start",
-            expected=f"network, preprocessing and classes {wanted}",
-            found=found,
+            where="--start",
+            expected="a model of the network, preprocessing and classes of this training",
+            found=f"{'; '.join(differing)} (model -> this training)",
             action="Give the training the settings of the model, or start without one.",
         )

@@ -30,5 +30,7 @@ def test_training_starts_from_the_given_model(tiny, tiny_config, tmp_path) -> No
 def test_a_model_of_another_width_is_refused(tiny, tiny_config, tmp_path) -> None:
     stage.run(tiny_config(steps=1), tiny.dataset, tmp_path / "first")
     wider = tiny_config(steps=1, network={"base_channels": 8, "levels": 3})
-    with pytest.raises(UsageError, match="cannot start from"):
+    with pytest.raises(UsageError, match="cannot start from") as caught:
         stage.run(wider, tiny.dataset, tmp_path / "on", start=tmp_path / "first" / "model")
+    assert caught.value.where == "--start"
+    assert caught.value.found == "network.base_channels: 4 -> 8 (model -> this training)"
