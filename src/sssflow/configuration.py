@@ -6,6 +6,7 @@ import copy
 import difflib
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -243,13 +244,40 @@ def _why(model: type[BaseModel], key: Key, items: Sequence[ErrorDetails]) -> str
     first = items[0]
     if first["type"] == "extra_forbidden":
         return f"unknown key{_nearest(model, key, first['loc'])}"
-    said = list(dict.fromkeys(item["msg"] for item in items))
+    if first["type"] == "missing":
+        return _missing(items)
+    said = list(dict.fromkeys(_said(model, item) for item in items))
+    if first["type"] == "value_error" and isinstance(first.get("input"), Mapping):
+        return said[0]  # a rule of a whole section, which says what it found
     if len(said) > 1:
         # "Input should be a valid integer, unable to parse …": the half that says what would do.
         said = list(dict.fromkeys(text.split(", unable")[0] for text in said))
         rest = [text.removeprefix("Input should be ") for text in said[1:]]
         said = [" or ".join([said[0], *rest])]
     return f"{said[0]} (found {first.get('input')!r:.80})"
+
+
+def _said(model: type[BaseModel], item: ErrorDetails) -> str:
+    """Pydantic's words, without those that name Python's types."""
+    kind, given = item["type"], item.get("input")
+    if kind in ("tuple_type", "list_type"):
+        length = _length_at(model, item["loc"])
+        if length is None and not isinstance(given, Mapping):
+            return f"Input should be a list, for example [{given}]"
+        return f"Input should be a list{f' of {length} values' if length else ''}"
+    if kind in ("model_type", "dict_type"):
+        return "Input should be a section, key by key"
+    text = item["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    text = re.sub(r"^(Tuple|List) should", "The list should", text)
+    return re.sub(r"<\w+\.\w+: ('[^']*')>", r"\1", text)  # a member of an enumeration
+
+
+def _missing(items: Sequence[ErrorDetails]) -> str:
+    """A key without a value, or a list that is shorter than its fixed length."""
+    given = items[0].get("input")
+    if isinstance(given, list):
+        return f"Input should be a list of {len(given) + len(items)} values (found {given!r:.80})"
+    return "This key must be given"
 
 
 def _source(
@@ -335,7 +363,22 @@ def _sections_in(annotation: object) -> list[type[BaseModel]]:
     return []
 
 
+def _length_at(model: type[BaseModel], location: Sequence[str | int]) -> int | None:
+    """How many values a list of fixed length has; None for any other."""
+    for owner in _models_at(model, location[:-1]):
+        field = owner.model_fields.get(str(location[-1]))
+        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+        for kind in kinds:
+            if get_origin(kind) is tuple and Ellipsis not in get_args(kind):
+                return len(get_args(kind))
+    return None
+
+
 def _names_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    return [name for found in _models_at(model, location) for name in found.model_fields]
+
+
+def _models_at(model: type[BaseModel], location: Sequence[str | int]) -> list[type[BaseModel]]:
     current: list[type[BaseModel]] = [model]
     for part in location:
         found: list[type[BaseModel]] = []
@@ -345,7 +388,7 @@ def _names_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str
                 found.extend(_models_in(field.annotation))
         # A discriminated union puts its tag into the location: it names no field.
         current = found or current
-    return [name for candidate in current for name in candidate.model_fields]
+    return current
 
 
 def _models_in(annotation: object) -> list[type[BaseModel]]:

@@ -73,6 +73,37 @@ def test_a_key_without_its_section_names_the_whole_key_and_never_a_stranger(
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("evaluate.roles=test", "Input should be a list, for example [test] (found 'test')"),
+        ("evaluate.roles={a: 1}", "Input should be a list (found {'a': 1})"),
+        (
+            "evaluate.roles=[unlabelled]",
+            "Input should be 'labelled', 'validation' or 'test' (found 'unlabelled')",
+        ),
+        ("train.preprocessing.size_hw=8", "Input should be a list of 2 values (found 8)"),
+        ("train.preprocessing.size_hw=[8]", "Input should be a list of 2 values (found [8])"),
+        ("train.preprocessing.size_hw=[]", "Input should be a list of 2 values (found [])"),
+        (
+            "train.preprocessing.size_hw=[8,8,8]",
+            "The list should have at most 2 items, not 3 (found [8, 8, 8])",
+        ),
+        ("prompts.roles=[]", "The list should have at least 1 item, not 0 (found [])"),
+        ("ingest.split.labelled=-1", "labelled must be above 0, not -1"),
+        ("train=5", "Input should be a section, key by key (found 5)"),
+        ("pipeline.nodes={nodes: 2, image: x}", "This key must be given"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_told_without_words_of_python(
+    override: str, told: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config(ExperimentConfig, None, [override])
+    _, _, said = caught.value.found.partition(": ")
+    assert said == told
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     message = refusal("train.step=5", "train.steps=0", "name=[1]")
     assert "train.step:" in message
