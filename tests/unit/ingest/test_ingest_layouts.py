@@ -171,6 +171,9 @@ def test_nnunet_reads_classes_unlabelled_and_test_folders(tmp_path: Path, makers
         ({"labels": {"background": 0, "a": 2}}, "without a gap"),
         ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "ignore"),
         ({"labels": []}, "an object such as"),
+        ({"labels": {"background": 0, "RV": 1, "RV ": 2}}, "tells it from others"),
+        ({"labels": {"background": 0, "RV": 1, " ": 2}}, "tells it from others"),
+        ({"labels": {"0": "none", "1": "RV", "2": "RV"}}, "tells it from others"),
         ({"file_ending": ".png"}, ".nii.gz or .nii"),
     ],
 )
@@ -202,13 +205,15 @@ def test_scans_that_nnunet_folders_hide_by_a_slip_are_told(tmp_path: Path, maker
     root = makers.nnunet(tmp_path / "n", ["a", "b", "c"], ["d"])
     (root / "imagesUn").rename(root / "imagesUl")
     makers.nifti(root / "imagesTr" / "e_0000.nii", makers.image((6, 5, 3)))
+    makers.nifti(root / "imagesTr" / "f_0000.nii.gz", makers.image((6, 5, 3)))
+    (root / "imagesTr" / "f_0000.nii.gz").rename(root / "imagesTr" / "f_0000.NII.GZ")
     (root / "fold_docs").mkdir()
     (root / "fold_docs" / "read.me").write_text("no scan")
     path = root / "dataset.json"
     path.write_text(path.read_text().replace("file_ending", "file_endng"))
     assert stage.check(CONFIG, root).notes == (
         "imagesUl holds 1 image(s) and is not part of the layout: left out; did you mean imagesUn?",
-        "imagesTr: 1 image(s) do not end in .nii.gz: left out",
+        "imagesTr: 2 image(s) do not end in .nii.gz: left out",
         "dataset.json has no file_ending: .nii.gz is taken; it has 'file_endng', which is not read",
     )
 

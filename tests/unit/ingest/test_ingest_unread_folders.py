@@ -85,6 +85,12 @@ def test_a_folder_of_scans_that_no_layout_reads_is_told(
     assert discovered(layout, tmp_path / "root").notes == (told,)
 
 
+def test_scans_whose_endings_are_in_capitals_count_too(tmp_path: Path, makers: Any) -> None:
+    (scan,) = nnunet(makers, tmp_path / "root").iterdir()
+    scan.rename(scan.with_name("b_0000.NII.GZ"))
+    assert discovered("nnunet", tmp_path / "root").notes == (CASES[nnunet][1],)
+
+
 def test_what_may_not_be_read_is_refused_only_where_cases_could_lie(
     tmp_path: Path, makers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -272,7 +272,7 @@ def unread_folders(
         folder: Where the layout looks for folders.
         read: Names of those it reads here.
         known: Names that the layout knows, for the note to suggest one.
-        endings: How names of scans end.
+        endings: How names of scans end, in small letters; those in other letters count too.
     """
     notes = []
     for other in visible(folder, "*"):
@@ -280,7 +280,7 @@ def unread_folders(
             continue
         held = [path for path in other.glob("*") if not path.name.startswith(".")]
         held += [path for path in other.glob("*/*") if not path.name.startswith(".")]
-        count = sum(path.name.endswith(endings) for path in held)
+        count = sum(path.name.lower().endswith(endings) for path in held)
         if count:
             near = get_close_matches(other.name, known, n=1)
             said = f"{other.name} holds {count} image(s) and is not part of the layout: left out"

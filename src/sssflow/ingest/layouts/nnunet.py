@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -129,7 +130,9 @@ def _foreign_files(root: Path, ending: str) -> list[str]:
     notes = []
     for name in _FOLDERS:
         files = [
-            path.name for path in visible(root / name, "*") if path.name.endswith(NIFTI_ENDINGS)
+            path.name
+            for path in visible(root / name, "*")
+            if path.name.lower().endswith(NIFTI_ENDINGS)
         ]
         others = [file for file in files if not file.endswith(ending)]
         if others:
@@ -267,7 +270,13 @@ def _class_names(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     whole = sorted(by_value) == list(range(len(labels))) and len(labels) >= 2
     if not whole or "ignore" in by_value.values():
         raise _unreadable(path, "labels", "numbers 0, 1, 2 ... without a gap or `ignore`", labels)
-    return ("background", *(by_value[index] for index in range(1, len(labels))))
+    names = ("background", *(by_value[index] for index in range(1, len(labels))))
+    # In a table or a report, names that differ in blanks alone are one.
+    seen = Counter("".join(name.split()) for name in names)
+    unclear = [name for name in names if not name.strip() or seen["".join(name.split())] > 1]
+    if unclear:
+        raise _unreadable(path, "labels", "a name per class that tells it from others", unclear)
+    return names
 
 
 def _unreadable(path: Path, key: str, expected: str, found: object) -> DataError:
