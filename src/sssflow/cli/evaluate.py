@@ -64,7 +64,11 @@ def evaluate(
     out = need(out, "OUT", "the folder for the report")
     models = named_paths(model or [], "--model")
     if not models:
-        raise UsageError("No model was named.", expected="--model NAME=path/to/model.json")
+        raise UsageError(
+            "No model was named.",
+            expected="--model NAME=path/to/model.json",
+            action="Name one; `sssflow train` leaves it at RUN/model/model.json.",
+        )
     runs = named_paths(run or [], "--run")
     masks, prompts = masks or [], prompts or []
     reads = {"dataset": dataset, **models}
@@ -125,8 +129,16 @@ def named_paths(texts: Sequence[str], option: str) -> dict[str, Path]:
     for text in texts:
         name, separator, path = text.partition("=")
         if not (separator and name and path):
-            raise UsageError(f"{option} needs a name and a path.", expected="NAME=PATH", found=text)
+            meant = f"{name or 'NAME'}={path or 'PATH'}" if separator else f"NAME={text or 'PATH'}"
+            raise UsageError(
+                f"{option} needs a name and a path.",
+                expected="NAME=PATH",
+                found=text,
+                action=f"Write {option} {meant}; the report shows the name.",
+            )
         if name in found:
-            raise UsageError(f"{option} has one name twice.", found=name)
+            raise UsageError(
+                f"{option} has one name twice.", found=name, action="Give each path its own name."
+            )
         found[name] = Path(path)
     return found

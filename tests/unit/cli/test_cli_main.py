@@ -187,14 +187,25 @@ def test_an_output_that_is_a_file_is_exit_64(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "texts", [["a"], ["=x"], ["a="], ["a=x", "a=y"]], ids=["no-sign", "no-name", "no-path", "twice"]
+    ("texts", "then"),
+    [
+        (["w2"], "Write --model NAME=w2;"),
+        (["=x"], "Write --model NAME=x;"),
+        (["a="], "Write --model a=PATH;"),
+        (["a=x", "a=y"], "Give each path its own name."),
+    ],
+    ids=["no-sign", "no-name", "no-path", "twice"],
 )
-def test_names_of_models_must_be_clear(texts: list[str], tmp_path: Path) -> None:
+def test_names_of_models_must_be_clear(
+    texts: list[str], then: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     manifest = tmp_path / "manifest.json"
     manifest.write_text("{}")
     options = [word for text in texts for word in ("--model", text)]
     assert run(["evaluate", str(manifest), str(tmp_path / "out"), *options]) == 64
+    assert f"next: {then}" in capsys.readouterr().err
     assert run(["evaluate", str(manifest), str(tmp_path / "out")]) == 64
+    assert "next: Name one;" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_the_plan_and_writes_nothing(
