@@ -15,6 +15,11 @@ from sssflow.training.distributed import World
 from sssflow.training.methods.base import Method
 
 
+def _key(name: str) -> str:
+    """A setting as `--set` takes it: which of the three sections trains is not known here."""
+    return f"train.{name} (or of warmup, baseline)"
+
+
 def require_trainable(
     method: Method, config: TrainConfig, mask_sets: Sequence[tuple[MaskSet, Path]]
 ) -> None:
@@ -27,12 +32,12 @@ def require_trainable(
         raise UsageError(
             f"The method {config.method} learns from SAM-2 masks, and none were given.",
             expected="masks.json of the infer stage",
-            action="Run the prompts and infer stages first, or set sss.mask_weight=0.",
+            action="Run the prompts and infer stages first, or set train.sss.mask_weight=0.",
         )
     if config.network.dimensions not in method.dimensions:
         raise UsageError(
             f"The method {config.method} cannot train a {config.network.dimensions}-D network.",
-            where="network.dimensions",
+            where=_key("network.dimensions"),
             expected=" or ".join(str(number) for number in sorted(method.dimensions)),
             found=config.network.dimensions,
             action="Choose another method or network; docs/how-to/train-in-3d.md lists them.",
@@ -40,15 +45,15 @@ def require_trainable(
     if config.evaluate == "ema" and method.average is None:
         raise UsageError(
             f"The method {config.method} keeps no moving average that could be measured.",
-            where="evaluate",
+            where=_key("evaluate"),
             expected="auto or student, or ema_evaluation=true",
             found="ema",
-            action="Set ema_evaluation=true, or evaluate=auto.",
+            action="Set ema_evaluation=true, or evaluate=auto, of that section.",
         )
     if method.clips is not None and config.foreground_probability > 0:
         raise UsageError(
             f"The method {config.method} reads whole clips and cannot draw slices by class.",
-            where="foreground_probability",
+            where=_key("foreground_probability"),
             expected=0,
             found=config.foreground_probability,
             action="Leave it out.",
@@ -64,7 +69,7 @@ def require_parts(method: Method, config: TrainConfig, world: World) -> None:
     if world.size != config.processes:
         raise UsageError(
             "Another number of processes trains than the settings say.",
-            where="processes",
+            where=_key("processes"),
             expected=config.processes,
             found=world.size,
             action="Use `sssflow train --gpus N`, which starts them, or correct the setting.",

@@ -195,7 +195,9 @@ def test_a_configuration_that_does_not_fit_is_refused_with_the_remedy(
 
 def test_a_method_without_a_3d_form_says_so(tiny, tiny_config, tmp_path):
     config = tiny_config(method="sss", network=VNET, preprocessing=PATCH)
-    with pytest.raises(UsageError, match="cannot train a 3-D network"):
+    with pytest.raises(
+        UsageError, match=r"cannot train a 3-D network\.\n  where: train\.network\.dim"
+    ):
         stage.run(config, tiny.dataset, tmp_path, masks=[tiny.masks])
 
 
