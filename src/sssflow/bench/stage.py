@@ -40,6 +40,7 @@ from sssflow.ingest.phantoms import stage as phantoms
 from sssflow.storage.atomic import write_text
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference
+from sssflow.storage.lock import locked
 from sssflow.training.config import TrainConfig
 from sssflow.training.methods.registry import METHODS
 
@@ -49,6 +50,7 @@ TABLE_FILE = "table.md"
 CSV_FILE = "table.csv"
 RUNS = "runs"
 _ORIGIN_FILE = "origin.json"
+_LOCK = ".lock"
 _KINDS: tuple[type[SssflowError], ...] = (InternalError, DataError, UsageError, UnavailableError)
 
 
@@ -96,11 +98,25 @@ def run(protocol: Protocol, config: BenchConfig, inputs: Inputs, out: Path) -> B
     Raises:
         UsageError: Settings that do not fit, or data given where phantoms are drawn.
         DataError: The scans or the dataset cannot be used.
+        UnavailableError: Another benchmark is running into `out`.
         InterruptedRun: SIGINT or SIGTERM; every running training has written a checkpoint.
         SssflowError: Some runs failed; the others and the tables are there. The kind is the
             gravest of the runs'.
     """
     keys = plan(protocol, config)
+    busy = UnavailableError(
+        "Another benchmark is running into this folder.",
+        where=out,
+        action="Wait for it, or choose another output folder.",
+    )
+    # The folders of data and of runs are made anew or taken over without asking who reads them.
+    with locked(out / _LOCK, refusal=busy):
+        return _run(protocol, config, inputs, keys, out)
+
+
+def _run(
+    protocol: Protocol, config: BenchConfig, inputs: Inputs, keys: Sequence[RunKey], out: Path
+) -> BenchRecord:
     datasets = _datasets(protocol, config, inputs, keys, out)
     orders = [_order(protocol, config, key, datasets, out) for key in keys]
     pool = Pool(config.parallel, config.poll_s)

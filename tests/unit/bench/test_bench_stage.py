@@ -18,9 +18,10 @@ from sssflow.bench.config import BenchConfig
 from sssflow.bench.protocol import Protocol
 from sssflow.bench.scores import GroupRow
 from sssflow.contracts.bench import BenchRecord, RunFailure, RunResult
-from sssflow.errors import DataError, InterruptedRun, UsageError
+from sssflow.errors import DataError, InterruptedRun, UnavailableError, UsageError
 from sssflow.evaluation.aggregate import Resampling
 from sssflow.storage.contracts import load_contract
+from sssflow.storage.lock import locked
 
 SUPERVISED, FAILING = "supervised-default-l2-s1", "semisam-default-l2-s1"
 
@@ -126,6 +127,14 @@ def test_data_of_another_folder_or_packed_otherwise_are_not_taken_for_these(
     other = tiny_bench.model_copy(update={"settings": ("ingest.name=other",)})
     with pytest.raises(UsageError, match="other settings"):
         stage.run(tiny_protocol, other, first, tmp_path / "out")
+
+
+def test_a_second_benchmark_into_the_same_folder_is_refused_and_leaves_it_alone(
+    tiny_protocol: Protocol, tiny_bench: BenchConfig, whole: Path, tmp_path: Path
+) -> None:
+    with locked(tmp_path / ".lock"), pytest.raises(UnavailableError, match="Another benchmark"):
+        stage.run(tiny_protocol, tiny_bench, stage.Inputs(dataset=whole), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_settings_that_do_not_fit_are_refused_before_any_run(
