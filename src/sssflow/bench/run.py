@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +25,15 @@ from sssflow.bench.shared import (
     used_settings,
     warmup_of,
 )
+from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.bench import RunResult
 from sssflow.contracts.dataset import DatasetManifest, Role
 from sssflow.contracts.evaluation import EvaluationSummary
+from sssflow.contracts.masks import MaskSet
 from sssflow.contracts.model import TrainedModel
+from sssflow.contracts.prompts import PromptSet
 from sssflow.contracts.run import RunRecord
+from sssflow.contracts.weights import PromptableWeights
 from sssflow.errors import DataError, UsageError
 from sssflow.evaluation import stage as evaluation
 from sssflow.experiment import ExperimentConfig
@@ -49,6 +53,7 @@ from sssflow.training.methods.registry import build_method
 
 _LOG = logging.getLogger(__name__)
 RESULT_FILE = "result.json"
+_MASKS, _PROMPTS = "masks/masks.json", "prompts/prompts.json"
 _GIB = 1 << 30
 
 Say = Callable[[str], None]
@@ -150,8 +155,8 @@ def _evaluate(
         {name: order.out / name / "model" / "model.json" for name in records},
         order.out / "evaluation",
         runs={name: order.out / name / "run.json" for name in records},
-        masks=[folder / "masks" / "masks.json" for folder in chain.scored],
-        prompts=[folder / "prompts" / "prompts.json" for folder in chain.scored],
+        masks=[folder / _MASKS for folder in chain.scored],
+        prompts=[folder / _PROMPTS for folder in chain.scored],
     )
     chain.wall_time_s["evaluate"] = time.monotonic() - started
     return summary
@@ -195,9 +200,10 @@ def needs_masks(config: TrainConfig, class_count: int) -> bool:
 
 
 def make_chain(order: RunOrder, say: Say) -> Chain:
-    """Warm-up, adaptation of SAM-2, prompts and masks; parts that are there are taken over.
+    """Warm-up, adaptation of SAM-2, prompts and masks; parts that are whole are taken over.
 
-    Another process that makes the same chain is waited for.
+    What is missing or damaged is made again, of the masks only those. Another
+    process that makes the same chain is waited for.
     """
     settings, warmup = order.experiment, warmup_of(order)
     chain = Chain(steps=warmup.steps)
@@ -210,11 +216,12 @@ def make_chain(order: RunOrder, say: Say) -> Chain:
         weights = _adapted(order, chain, say)
         for role in (Role.UNLABELLED, *settings.pipeline.scored_roles):
             folder = out / role.value
-            with _timed(out, f"sam2_{role.value}", folder / "masks/masks.json", chain, say) as todo:
-                if todo:
+            is_whole = _masks_are_whole(folder, chain.start)
+            with _timed(out, f"sam2_{role.value}", is_whole, chain, say):
+                if not is_whole:
                     _masks(settings, order.dataset, chain.start, role, folder, weights)
             if role is Role.UNLABELLED:
-                chain.masks.append(folder / "masks" / "masks.json")
+                chain.masks.append(folder / _MASKS)
             else:
                 chain.scored.append(folder)
     return chain
@@ -230,10 +237,12 @@ def _adapted(order: RunOrder, chain: Chain, say: Say) -> Path | None:
         return None
     with held(order.chains / adapted_name(order), "adaptation of SAM-2", say) as out:
         weights = out / adapt.ADAPTED_FILE
-        with _timed(out, "adapt", weights, chain, say) as needed:
-            if needed:
+        is_whole = _is_whole(weights, lambda: [load_contract(PromptableWeights, weights).weights])
+        with _timed(out, "adapt", is_whole, chain, say):
+            if not is_whole:
                 say("SAM-2 sees the labelled cases")
-                adapt.run(settings.adapt, settings.sam, order.dataset, out)
+            # Called in any case: it refuses an adaptation of other weights, and is quick if whole.
+            adapt.run(settings.adapt, settings.sam, order.dataset, out)
     return weights
 
 
@@ -253,24 +262,61 @@ def _masks(
     folder: Path,
     weights: Path | None,
 ) -> None:
-    asked = settings.prompts.model_copy(update={"roles": (role,)})
-    prompts.run(asked, dataset, model, folder / "prompts")
-    prompt_file = folder / "prompts" / "prompts.json"
+    prompt_file = folder / _PROMPTS
+    # Whole prompts stay: made anew on another kind of machine, they would change every mask.
+    if not _prompts_are_whole(prompt_file, model):
+        asked = settings.prompts.model_copy(update={"roles": (role,)})
+        prompts.run(asked, dataset, model, prompt_file.parent)
     sam.run(settings.sam, dataset, prompt_file, folder / "masks", weights=weights)
 
 
+def _masks_are_whole(folder: Path, model: Path) -> bool:
+    """Whether prompts and masks of a role are there, unharmed, and made from `model`."""
+    if not _prompts_are_whole(folder / _PROMPTS, model):
+        return False
+    path = folder / _MASKS
+    return _is_whole(path, lambda: [c.probability_kshw for c in load_contract(MaskSet, path).cases])
+
+
+def _prompts_are_whole(path: Path, model: Path) -> bool:
+    def files() -> list[ObjectRef]:
+        found = load_contract(PromptSet, path)
+        if found.model_digest != load_contract(TrainedModel, model).digest:
+            raise DataError("The prompts are another model's.", where=path)
+        return [case.coarse for case in found.cases if case.coarse is not None]
+
+    return _is_whole(path, files)
+
+
+def _is_whole(path: Path, files: Callable[[], Sequence[ObjectRef]]) -> bool:
+    """Whether `path` is there and `files`, which it names below its folder, are unharmed."""
+    if not path.exists():
+        return False
+    try:
+        for ref in files():
+            verified_path(ref, base=path.parent)
+    except DataError as error:
+        _LOG.warning("a part of the chain is damaged, and made again.\n%s", error)
+        return False
+    return True
+
+
 @contextmanager
-def _timed(out: Path, part: str, result: Path, chain: Chain, say: Say) -> Iterator[bool]:
-    """Yield whether `result` must be made; its seconds are kept in a file for later runs."""
+def _timed(out: Path, part: str, is_whole: bool, chain: Chain, say: Say) -> Iterator[None]:
+    """Time what is made; its seconds are kept in a file for later runs.
+
+    A repair takes less than the making did, and the making is what the part costs.
+    """
     kept = out / f"{part}.seconds"
-    needed = not result.exists()
+    seconds = float(kept.read_text("utf-8")) if kept.exists() else 0.0
     started = time.monotonic()
-    if needed:
+    if not is_whole:
         say(f"{part}: started")
-    yield needed
-    if needed:
-        write_text(kept, f"{time.monotonic() - started:.3f}\n")
-    chain.wall_time_s[part] = float(kept.read_text("utf-8")) if kept.exists() else 0.0
+    yield
+    if not is_whole:
+        seconds = max(seconds, time.monotonic() - started)
+        write_text(kept, f"{seconds:.3f}\n")
+    chain.wall_time_s[part] = seconds
 
 
 def _told(say: Say, what: str) -> Callable[[Progress], None]:

@@ -11,7 +11,7 @@ import pytest
 from sssflow.bench.config import BenchConfig
 from sssflow.bench.plan import RunOrder, settings_beside, settings_of
 from sssflow.bench.protocol import Protocol
-from sssflow.bench.run import finished, run
+from sssflow.bench.run import finished, make_chain, run
 from sssflow.bench.scores import read_scores
 from sssflow.bench.shared import link_files, new_trainings_first
 from sssflow.contracts.bench import RunKey
@@ -199,3 +199,36 @@ def test_semisam_asks_sam2_after_it_saw_the_labelled_cases_and_a_second_run_shar
     again = order.model_copy(update={"out": tmp_path / "again"})
     run(again, said.append)
     assert said.count("SAM-2 sees the labelled cases") == 1
+
+
+def test_a_damaged_part_of_a_shared_chain_is_made_again_and_the_others_are_taken_over(
+    tiny_protocol: Protocol, whole: Path, tmp_path: Path
+) -> None:
+    lines = ("adapt.steps=1", "sam.input_size=64", "pipeline.scored_roles=[]")
+    order = order_for(tiny_protocol, whole, tmp_path, method="sss", lines=lines)
+    said: list[str] = []
+    chain = make_chain(order, said.append)
+    assert {line for line in said if "started" in line} == {
+        "adapt: started",
+        "sam2_unlabelled: started",
+    }
+    (seconds,) = tmp_path.glob("chains/*/sam2_unlabelled.seconds")
+    seconds.write_text("1000.0")
+    before = {path: path.read_bytes() for path in tmp_path.glob("chains/**/*.b2nd")}
+    assert len(before) == 4, "two coarse masks, two of SAM-2"
+    (weights,) = tmp_path.glob("chains/sam2-*/nano.safetensors")
+    before[weights] = weights.read_bytes()
+    for path, content in before.items():
+        path.write_bytes(content[:-3])
+        times = {other: other.stat().st_mtime_ns for other in before if other.parent != path.parent}
+        said.clear()
+        again = make_chain(order, said.append)
+        assert len([line for line in said if "started" in line]) == 1
+        assert path.read_bytes() == content
+        if path.parent.name == "masks":
+            assert times == {other: other.stat().st_mtime_ns for other in times}
+        assert again.wall_time_s["sam2_unlabelled"] == 1000.0, "a repair is not the making"
+        assert again.masks == chain.masks
+    said.clear()
+    make_chain(order, said.append)
+    assert said == []
