@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sssflow.bench.config import SUPERVISED, BenchConfig
+from sssflow.bench.named_files import experiment_by_content, training_by_content
 from sssflow.bench.protocol import Protocol
 from sssflow.bench.variants import DEFAULT, find_variant
 from sssflow.configuration import override_config
@@ -46,8 +47,12 @@ class RunOrder(Record):
 
     @property
     def digest(self) -> Sha256:
-        """SHA-256 of key, settings and data."""
-        content = self.model_dump(
+        """SHA-256 of key, settings and data; files of weights count by what they hold now."""
+        named = {
+            "experiment": experiment_by_content(self.experiment),
+            "beside": tuple(map(training_by_content, self.beside)),
+        }
+        content = self.model_copy(update=named).model_dump(
             mode="json", include={"key", "experiment", "beside", "warmup_share", "dataset_digest"}
         )
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
+from sssflow.bench.named_files import content_of, model_by_content
 from sssflow.bench.plan import RunOrder
 from sssflow.storage.atomic import link_or_copy
 from sssflow.storage.lock import locked
@@ -61,21 +62,34 @@ def chain_name(order: RunOrder) -> str:
     """Name of the chain: warm-up, adaptation, prompts and masks of every role that is needed."""
     settings = order.experiment
     parts = [order.dataset_digest, warmup_of(order).digest(), settings.adapt.digest()]
-    parts += [settings.sam.digest(), settings.prompts.digest()]
-    return _name([*parts, *(role.value for role in settings.pipeline.scored_roles)])
+    parts += [model_by_content(settings.sam).digest(), settings.prompts.digest()]
+    parts += [role.value for role in settings.pipeline.scored_roles]
+    return _name([*parts, *_start_of(settings.train)])
 
 
 def adapted_name(order: RunOrder) -> str:
     """Name of SAM-2's weights after it saw the labelled cases."""
     settings = order.experiment
-    parts = [order.dataset_digest, settings.adapt.digest(), settings.sam.digest()]
+    parts = [order.dataset_digest, settings.adapt.digest()]
+    parts += [model_by_content(settings.sam).digest()]
     return "sam2-" + _name(parts)
 
 
 def training_name(order: RunOrder, config: TrainConfig) -> str:
     """Name of a training of `order`; the chain counts whether or not the method learns from it."""
     parts = [order.dataset_digest, used_settings(config).digest(), chain_name(order)]
-    return _name([*parts, order.experiment.generalist.digest()])
+    parts += [model_by_content(order.experiment.generalist).digest()]
+    return _name([*parts, *_start_of(config)])
+
+
+def _start_of(config: TrainConfig) -> list[str]:
+    """What the file that a student starts from holds; nothing where it starts from none.
+
+    Beside the path, not in its place: a training keeps its settings as they were written and goes
+    on with those alone.
+    """
+    content = content_of(config.network.sam2.weights)
+    return [] if content is None else [content]
 
 
 def new_trainings_first(orders: Sequence[RunOrder]) -> list[RunOrder]:

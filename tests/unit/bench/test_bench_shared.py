@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +19,15 @@ from sssflow.bench.config import BenchConfig
 from sssflow.bench.plan import RunOrder, settings_of
 from sssflow.bench.protocol import Protocol, load_protocol
 from sssflow.bench.run import run
-from sssflow.bench.shared import same_work, training_name, used_settings
+from sssflow.bench.shared import (
+    adapted_name,
+    chain_name,
+    same_work,
+    training_name,
+    used_settings,
+    warmup_of,
+)
+from sssflow.configuration import override_config
 from sssflow.contracts.bench import RunKey
 from sssflow.networks.registry import build_network
 from sssflow.training.config import TrainConfig
@@ -71,6 +82,69 @@ def test_a_variant_of_the_test_alone_shares_the_training_and_is_other_work() -> 
         flips, flips.experiment.train
     )
     assert not same_work(plain, flips)
+
+
+def with_setting(found: RunOrder, line: str) -> RunOrder:
+    changed = override_config(found.experiment, [line])
+    return found.model_copy(update={"experiment": changed, "beside": (changed.train,)})
+
+
+def names_of(found: RunOrder) -> dict[str, str]:
+    return {
+        "order": found.digest,
+        "chain": chain_name(found),
+        "adapted": adapted_name(found),
+        "training": training_name(found, found.experiment.train),
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "named_by"),
+    [
+        ("sam.weights", {"order", "chain", "adapted", "training"}),
+        ("generalist.weights", {"order", "training"}),
+        ("train.network.sam2.weights", {"order", "chain", "training"}),
+    ],
+)
+def test_a_file_of_weights_that_is_replaced_is_other_work_and_one_that_is_moved_is_the_same(
+    key: str, named_by: set[str], tmp_path: Path
+) -> None:
+    plain = order("acdc-lite", "sss", "default")
+    first, moved = tmp_path / "first.pt", tmp_path / "moved.pt"
+    first.write_bytes(b"one")
+    moved.write_bytes(b"one")
+    named = with_setting(plain, f"{key}={first}")
+    before = names_of(named)
+    there = names_of(with_setting(plain, f"{key}={moved}"))
+    # A training keeps its student's settings as written, so it has a folder for each path.
+    own = {"chain", "training"} if key.startswith("train.") else set()
+    assert {name for name, value in there.items() if value != before[name]} == own
+    first.write_bytes(b"two")
+    os.utime(first, ns=(1, 1))
+    assert {name for name, value in names_of(named).items() if value != before[name]} == named_by
+
+
+def sixteen(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def test_settings_that_name_no_file_have_the_names_that_earlier_versions_gave() -> None:
+    found = order("acdc-lite", "sss", "paste")
+    settings, data = found.experiment, found.dataset_digest
+    content = found.model_dump(
+        mode="json", include={"key", "experiment", "beside", "warmup_share", "dataset_digest"}
+    )
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    sam, own = settings.sam.digest(), used_settings(settings.train).digest()
+    before = [data, warmup_of(found).digest(), settings.adapt.digest(), sam]
+    roles = [role.value for role in settings.pipeline.scored_roles]
+    chain = sixteen(*before, settings.prompts.digest(), *roles)
+    assert names_of(found) == {
+        "order": hashlib.sha256(text.encode()).hexdigest(),
+        "chain": chain,
+        "adapted": "sam2-" + sixteen(data, settings.adapt.digest(), sam),
+        "training": sixteen(data, own, chain, settings.generalist.digest()),
+    }
 
 
 def modules_of(method: type) -> list[ModuleType]:
