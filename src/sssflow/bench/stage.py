@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import ClassVar
 
 import sssflow
@@ -51,6 +51,7 @@ CSV_FILE = "table.csv"
 RUNS = "runs"
 _ORIGIN_FILE = "origin.json"
 _LOCK = ".lock"
+_DRAWN, _SCANS = "phantoms", "scans"
 _KINDS: tuple[type[SssflowError], ...] = (InternalError, DataError, UsageError, UnavailableError)
 
 
@@ -171,7 +172,7 @@ def _whole(protocol: Protocol, config: BenchConfig, inputs: Inputs, key: RunKey,
     if protocol.source == "phantoms":
         if source is not None:
             raise UsageError("This protocol draws its own scans.", where="source", found=source)
-        source = out / "scans"
+        source = out / _SCANS
     if source is None:
         raise UsageError(
             "There are no scans to run the protocol on.",
@@ -181,7 +182,9 @@ def _whole(protocol: Protocol, config: BenchConfig, inputs: Inputs, key: RunKey,
     split = settings.ingest.split.model_copy(update={"labelled": "all", "labelled_slices": None})
     packing = settings.ingest.model_copy(update={"split": split})
     drawn = settings.phantoms.digest() if settings.phantoms is not None else "none"
-    origin = _Origin(source=str(source.absolute()), packing=packing.digest(), phantoms=drawn)
+    # Drawn scans lie below the benchmark's own folder, which may be moved.
+    place = _DRAWN if protocol.source == "phantoms" else str(source.absolute())
+    origin = _Origin(source=place, packing=packing.digest(), phantoms=drawn)
     if manifest.exists():
         _require_same_origin(origin, out)
         return manifest
@@ -197,6 +200,8 @@ def _require_same_origin(wanted: _Origin, out: Path) -> None:
     if not (out / _ORIGIN_FILE).exists():  # packed by a version that kept no note of it
         return
     found = load_contract(_Origin, out / _ORIGIN_FILE)
+    if wanted.source == _DRAWN and PurePath(found.source).name == _SCANS:  # as written before
+        found = found.model_copy(update={"source": _DRAWN})
     if found == wanted:
         return
     moved = found.source != wanted.source

@@ -15,7 +15,7 @@ import pytest
 
 from sssflow.bench import stage
 from sssflow.bench.config import BenchConfig
-from sssflow.bench.protocol import Protocol
+from sssflow.bench.protocol import Protocol, load_protocol
 from sssflow.bench.scores import GroupRow
 from sssflow.contracts.bench import BenchRecord, RunFailure, RunResult
 from sssflow.errors import DataError, InterruptedRun, UnavailableError, UsageError
@@ -127,6 +127,33 @@ def test_data_of_another_folder_or_packed_otherwise_are_not_taken_for_these(
     other = tiny_bench.model_copy(update={"settings": ("ingest.name=other",)})
     with pytest.raises(UsageError, match="other settings"):
         stage.run(tiny_protocol, other, first, tmp_path / "out")
+
+
+def test_a_folder_of_drawn_phantoms_may_be_moved(
+    tiny_bench: BenchConfig, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[Path] = []
+
+    def pack(config: object, source: Path, out: Path) -> None:
+        packed.append(source)
+        shutil.copytree(whole.parent, out)
+
+    monkeypatch.setattr(stage.ingest, "run", pack)
+    monkeypatch.setattr(stage.phantoms, "run", lambda config, out: None)
+    monkeypatch.setattr(stage.Pool, "run", lambda *_: None)
+    protocol = load_protocol("phantoms-lite")
+    stage.run(protocol, tiny_bench, stage.Inputs(), tmp_path / "first")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    stage.run(protocol, tiny_bench, stage.Inputs(), tmp_path / "moved")
+    (note,) = tmp_path.glob("moved/data/*/origin.json")
+    text = note.read_text("utf-8")
+    # As versions before wrote it: the place where the scans lay then.
+    note.write_text(text.replace('"source": "phantoms"', '"source": "/away/data/all-s1/scans"'))
+    stage.run(protocol, tiny_bench, stage.Inputs(), tmp_path / "moved")
+    assert packed == [tmp_path / "first" / "data" / "all-s1" / "scans"]
+    other = tiny_bench.model_copy(update={"settings": ("phantoms.patients=9",)})
+    with pytest.raises(UsageError, match="other settings"):
+        stage.run(protocol, other, stage.Inputs(), tmp_path / "moved")
 
 
 def test_a_second_benchmark_into_the_same_folder_is_refused_and_leaves_it_alone(
