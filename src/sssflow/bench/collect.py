@@ -50,8 +50,7 @@ def collect(folder: Path, archive: Path, *, model_mb: float = 30.0, limit_mb: fl
         DataError: There is no table in `folder`.
         UnavailableError: The disk is full or read-only.
     """
-    if archive.suffix != ".tar":
-        raise UsageError("The archive is a tar file.", expected="a name in .tar", found=archive)
+    require_tar(archive)
     if not (folder / _WHOLE[0]).is_file():
         raise DataError(
             "There is no table to collect.",
@@ -71,6 +70,22 @@ def collect(folder: Path, archive: Path, *, model_mb: float = 30.0, limit_mb: fl
     write_atomically(archive, lambda file: _pack(files, file))
     _LOG.info("%d files, %.1f MB in %s", len(files), total / _MB, archive)
     return total
+
+
+def require_tar(archive: Path) -> None:
+    """Refuse a name that does not say what the file is; asked before hours of training too.
+
+    Raises:
+        UsageError: It does not end in `.tar`.
+    """
+    if archive.suffix != ".tar":
+        raise UsageError(
+            "The archive is a tar file.",
+            where="--collect",
+            expected="a name in .tar",
+            found=archive,
+            action="Choose such a name; the archive is not compressed.",
+        )
 
 
 def best_model(folder: Path, model_mb: float) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from sssflow.bench.config import BenchConfig
     from sssflow.bench.protocol import Protocol
     from sssflow.contracts.bench import RunKey
+
+_LOG = logging.getLogger(__name__)
 
 
 def bench(
@@ -109,7 +112,10 @@ def _run(
     collected: Path | None,
 ) -> None:
     from sssflow.bench import stage
+    from sssflow.bench.collect import require_tar
 
+    if collected is not None:
+        require_tar(collected)
     keys = stage.plan(protocol, config)
     reads = {name: path for name, path in places.items() if path is not None}
     _check_places(protocol, reads)
@@ -133,15 +139,20 @@ def _run(
 
 @contextlib.contextmanager
 def collecting(out: Path, archive: Path | None) -> Iterator[None]:
-    """Pack `out` afterwards, after a failure too if there is a table; its own error then counts."""
+    """Pack `out` afterwards, after a failure too if there is a table; the failure then counts.
+
+    What hinders the packing is then told beside it.
+    """
     from sssflow.bench.collect import collect
 
     try:
         yield
     except SssflowError:
         if archive is not None:
-            with contextlib.suppress(SssflowError):
+            try:
                 collect(out, archive)
+            except SssflowError as error:
+                _LOG.warning("%s was not written.\n%s", archive, error.describe())
         raise
     if archive is not None:
         collect(out, archive)

@@ -25,13 +25,28 @@ def test_a_stopped_benchmark_is_packed_too_and_stays_a_stop(tmp_path: Path) -> N
     assert archive.stat().st_size > 0
 
 
-def test_the_error_of_the_run_counts_before_that_of_the_packing(tmp_path: Path) -> None:
+def test_the_error_of_the_run_counts_before_that_of_the_packing_which_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(InterruptedRun), collecting(tmp_path, tmp_path / "table.tar"):
         raise InterruptedRun("stopped before there was a table")
     assert not (tmp_path / "table.tar").exists()
+    (told,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert "table.tar was not written" in told.getMessage()
+    assert "no table to collect" in told.getMessage()
     with pytest.raises(UsageError, match="tar file"):
         with collecting(folder_with_a_table(tmp_path), tmp_path / "table.zip"):
             pass
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_an_archive_of_another_ending_is_refused_before_anything_starts(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(["bench", str(out), "--collect", str(tmp_path / "table.tgz"), *words]) == 64
+    assert "The archive is a tar file" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_nothing_is_packed_without_being_asked(tmp_path: Path) -> None:
