@@ -6,9 +6,10 @@ user's own; label count, seed, method and rule of selection are the run's.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,9 @@ def run_keys(
     """All runs, seed by seed, supervised first, so that an early stop leaves whole comparisons.
 
     Raises:
-        UsageError: An unknown method or variant.
+        UsageError: An unknown method or variant, here or in the protocol, or no run at all.
     """
+    _require_known(protocol.methods, known_methods)
     unknown = [name for name in config.methods if name not in known_methods]
     if unknown:
         raise UsageError(
@@ -76,12 +78,36 @@ def run_keys(
             action="`sssflow bench --list` shows the methods.",
         )
     pairs = _pairs(config)
+    if not pairs:
+        raise UsageError(
+            "There is nothing to run.",
+            where="--methods, --variants",
+            expected=f"a method that the variant changes, or the variant {DEFAULT}",
+            found=f"{SUPERVISED} alone, which trains and measures alike without "
+            + ", ".join(config.variants),
+            action=f"Add {DEFAULT} to --variants or a method to --methods, or leave out "
+            "--no-baseline.",
+        )
     return tuple(
         RunKey(method=method, variant=variant, labelled=labelled, seed=seed)
         for seed in dict.fromkeys(config.seeds)
         for labelled in dict.fromkeys(config.labelled or protocol.labelled)
         for method, variant in pairs
     )
+
+
+def _require_known(sections: Iterable[str], known_methods: Mapping[str, Any]) -> None:
+    """Refuse keys of a protocol for a method that there is not; they would change nothing."""
+    for name in sections:
+        if name not in known_methods:
+            near = difflib.get_close_matches(name, known_methods, n=1, cutoff=0.4)
+            raise UsageError(
+                "The protocol has keys for a method that there is not.",
+                where=f"methods.{name}",
+                expected=f"{near[0]}, perhaps" if near else " | ".join(known_methods),
+                found=name,
+                action="Correct the name; `sssflow bench --list` shows the methods.",
+            )
 
 
 def baseline_variant(variant: str) -> str:

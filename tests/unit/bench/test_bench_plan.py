@@ -93,6 +93,28 @@ def test_unknown_names_are_refused_with_the_known_ones(tiny_protocol: Protocol) 
         run_keys(tiny_protocol, BenchConfig(methods=("meanteacher",)), METHODS)
 
 
+def test_a_plan_without_a_run_is_refused_with_the_reason(tiny_protocol: Protocol) -> None:
+    alone = BenchConfig(methods=("supervised",), variants=("student",), baseline=False)
+    with pytest.raises(UsageError, match="nothing to run") as refused:
+        plan(tiny_protocol, alone)
+    assert (
+        refused.value.found == "supervised alone, which trains and measures alike without student"
+    )
+    assert plan(tiny_protocol, alone.model_copy(update={"baseline": True}))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("mean_teachr", "mean_teacher, perhaps"), ("q", " | ".join(METHODS))]
+)
+def test_keys_of_a_protocol_for_a_method_that_there_is_not_are_refused(
+    tiny_protocol: Protocol, name: str, expected: str
+) -> None:
+    slip = tiny_protocol.model_copy(update={"methods": {name: {"steps": 5}}})
+    with pytest.raises(UsageError, match="keys for a method") as refused:
+        plan(slip, BenchConfig(methods=("mean_teacher",)))
+    assert (refused.value.where, refused.value.expected) == (f"methods.{name}", expected)
+
+
 def test_fewer_labels_keep_the_first_patients_of_the_order_and_hide_the_other_labels(
     whole: Path, tmp_path: Path
 ) -> None:
