@@ -344,6 +344,8 @@ def _result(
         weights_bytes=sum(load_contract(TrainedModel, m).weights.size_bytes for m in models),
         selection=record.selection,
         best_step=record.best_step,
+        steps_of_training=record.steps,
+        steps_of_warmup=chain.steps,
         steps_in_all=chain.steps + sum(r.steps for r in records.values()),
         validation_dice_best=max(history, default=None),
         validation_dice_last=history[-1] if history else None,

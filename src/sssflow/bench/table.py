@@ -11,7 +11,7 @@ from sssflow.bench.protocol import Protocol
 from sssflow.bench.published import PublishedRow
 from sssflow.bench.scores import Comparison, Estimate, GroupRow
 from sssflow.bench.table_published import published_lines
-from sssflow.contracts.bench import RunFailure, RunKey
+from sssflow.contracts.bench import RunFailure, RunKey, RunResult
 from sssflow.evaluation.metrics import CONVENTIONS
 
 _SAME = " (same settings as default)"
@@ -115,7 +115,7 @@ def _runs(rows: Sequence[GroupRow]) -> list[str]:
         [
             result.key.name,
             number(result.strict["dice"].value, 100),
-            f"{result.best_step} of {result.steps_in_all}",
+            _kept_step(result),
             result.selection,
             result.dataset_digest[:12],
             result.config_digest[:12],
@@ -133,6 +133,14 @@ def _runs(rows: Sequence[GroupRow]) -> list[str]:
         for result in row.results
     ]
     return ["## Every run", "", *table_lines(head, cells), ""]
+
+
+def _kept_step(result: RunResult) -> str:
+    """The step that was kept, among those of its own training: others ran before or beside it."""
+    if result.steps_of_training is None:
+        return f"{result.best_step} of {result.steps_in_all}"
+    after = f" after {result.steps_of_warmup}" if result.steps_of_warmup else ""
+    return f"{result.best_step} of {result.steps_of_training}{after}"
 
 
 def _words(protocol: Protocol, rows: Sequence[GroupRow], words: Sequence[str]) -> list[str]:

@@ -38,7 +38,11 @@ class RunResult(Contract):
     weights_bytes: int = Field(ge=0)
     selection: str = Field(description="Which split and metric chose the step.")
     best_step: int
-    steps_in_all: int = Field(description="Of this training and of the warm-up before it.")
+    steps_in_all: int = Field(description="Of all its trainings and of the warm-up before them.")
+    steps_of_training: int | None = Field(
+        None, description="Of the training that `best_step` counts in; None: an older result."
+    )
+    steps_of_warmup: int | None = Field(None, description="Before it; None: an older result.")
     validation_dice_best: float | None = None
     validation_dice_last: float | None = None
     roles: tuple[str, ...] = Field(description="Roles of the measured cases.")

@@ -112,7 +112,7 @@ def test_two_networks_of_different_seeds_are_measured_by_their_mean(
         for name in ("train", "train2")
     ]
     assert models[0].weights.sha256 != models[1].weights.sha256
-    assert result.steps_in_all == 12
+    assert (result.steps_of_warmup, result.steps_of_training, result.steps_in_all) == (0, 6, 12)
     assert result.weights_bytes == sum(model.weights.size_bytes for model in models)
     assert set(result.wall_time_s) == {"train", "train2", "evaluate"}
 
@@ -232,3 +232,5 @@ def test_a_damaged_part_of_a_shared_chain_is_made_again_and_the_others_are_taken
     said.clear()
     make_chain(order, said.append)
     assert said == []
+    result = run(order)
+    assert (result.steps_of_warmup, result.steps_of_training, result.steps_in_all) == (2, 4, 6)

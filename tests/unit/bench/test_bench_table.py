@@ -140,3 +140,18 @@ def test_a_gain_says_in_how_many_seeds_it_is_one_and_what_its_interval_leaves_ou
         ("2", "-0.01"),
         ("3", "0.03"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("training", "warmup", "told"),
+    [(None, None, "660 of 1100"), (660, 440, "660 of 660 after 440"), (660, 0, "660 of 660")],
+)
+def test_the_kept_step_is_one_of_its_own_training(
+    tiny_protocol: Protocol, training: int | None, warmup: int | None, told: str
+) -> None:
+    steps = {"best_step": 660, "steps_in_all": 1100}
+    steps |= {"steps_of_training": training, "steps_of_warmup": warmup}
+    found = result(1).model_copy(update=steps)
+    page = markdown(tiny_protocol, [row(found)], {}, [], [], [])
+    assert f"| {told} |" in page
+    assert "| 1100 |" in page, "the column of all steps stays"
