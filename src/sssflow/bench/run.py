@@ -22,7 +22,6 @@ from sssflow.bench.shared import (
     held,
     link_files,
     training_name,
-    used_settings,
     warmup_of,
 )
 from sssflow.contracts.base import ObjectRef
@@ -49,6 +48,7 @@ from sssflow.storage.digest import reference, verified_path
 from sssflow.training import stage as training
 from sssflow.training.config import TrainConfig
 from sssflow.training.loop import Progress
+from sssflow.training.methods.reads import used_settings
 from sssflow.training.methods.registry import build_method
 
 _LOG = logging.getLogger(__name__)

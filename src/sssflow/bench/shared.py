@@ -11,33 +11,16 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
 
 from sssflow.bench.named_files import content_of, model_by_content
 from sssflow.bench.plan import RunOrder
 from sssflow.storage.atomic import link_or_copy
 from sssflow.storage.lock import locked
 from sssflow.training.config import TrainConfig
-from sssflow.training.method_config import MethodName
+from sssflow.training.methods.reads import own_sections, used_settings
 
 _LOCK = ".shared-lock"
 _LEFT_BEHIND = ("checkpoints", ".lock", _LOCK)
-_READ_TOO = {"sss": ("unimatch_v2",), "sss_in_loop": ("unimatch_v2",)}
-"""Sections that a method reads beside its own."""
-
-
-def used_settings(config: TrainConfig) -> TrainConfig:
-    """The settings with the defaults in every section of a method that is not read.
-
-    Trainings that differ in such sections alone are the same training.
-    """
-    read = {config.method, *_READ_TOO.get(config.method, ())}
-    if config.method == "semisam":
-        read.add(config.semisam.base)
-    fields = TrainConfig.model_fields
-    unread = [name for name in get_args(MethodName) if name in fields and name not in read]
-    defaults = {name: fields[name].get_default(call_default_factory=True) for name in unread}
-    return config.model_copy(update=defaults)
 
 
 def same_work(order: RunOrder, other: RunOrder) -> bool:
@@ -52,10 +35,14 @@ def _work(order: RunOrder) -> tuple[object, ...]:
 
 
 def warmup_of(order: RunOrder) -> TrainConfig:
-    """The supervised training that the chain of `order` begins with."""
+    """The supervised training that the chain of `order` begins with.
+
+    Keys that it does not read beside the methods' sections stay: they name the chains, and so the
+    trainings, that earlier versions made.
+    """
     train = order.experiment.train
     steps = round(order.warmup_share * train.steps)
-    return used_settings(train.model_copy(update={"method": "supervised", "steps": steps}))
+    return own_sections(train.model_copy(update={"method": "supervised", "steps": steps}))
 
 
 def chain_name(order: RunOrder) -> str:
@@ -76,9 +63,16 @@ def adapted_name(order: RunOrder) -> str:
 
 
 def training_name(order: RunOrder, config: TrainConfig) -> str:
-    """Name of a training of `order`; the chain counts whether or not the method learns from it."""
-    parts = [order.dataset_digest, used_settings(config).digest(), chain_name(order)]
-    parts += [model_by_content(order.experiment.generalist).digest()]
+    """Name of a training of `order`; the chain counts whether or not the method learns from it.
+
+    Where it does not, its warm-up counts by the keys that the method itself reads.
+    """
+    settings = order.experiment
+    if not settings.train.reads_masks:
+        settings = settings.model_copy(update={"train": used_settings(settings.train)})
+    chain = chain_name(order.model_copy(update={"experiment": settings}))
+    parts = [order.dataset_digest, used_settings(config).digest(), chain]
+    parts += [model_by_content(settings.generalist).digest()]
     return _name([*parts, *_start_of(config)])
 
 

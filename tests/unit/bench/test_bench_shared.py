@@ -24,14 +24,23 @@ from sssflow.bench.shared import (
     chain_name,
     same_work,
     training_name,
-    used_settings,
     warmup_of,
 )
 from sssflow.configuration import override_config
 from sssflow.contracts.bench import RunKey
+from sssflow.contracts.model import TrainedModel
+from sssflow.ingest import relabel
 from sssflow.networks.registry import build_network
-from sssflow.training.config import TrainConfig
+from sssflow.storage.contracts import load_contract
+from sssflow.training import stage as training
+from sssflow.training.config import CutMixConfig, TrainConfig
 from sssflow.training.method_config import MethodName
+from sssflow.training.methods.reads import (
+    STRONG_VIEWS,
+    has_teacher,
+    own_sections,
+    used_settings,
+)
 from sssflow.training.methods.registry import METHODS, build_method
 
 SECTIONS = [name for name in get_args(MethodName) if name in TrainConfig.model_fields]
@@ -65,6 +74,17 @@ def order(protocol: str, method: str, variant: str) -> RunOrder:
         ("acdc-lite", "semisam", "loose", False),
         ("la-lite", "mean_teacher", "rare", True),  # 0.33 already
         ("acdc-lite", "mean_teacher", "rare", False),
+        ("acdc-lite", "mean_teacher", "paste", True),
+        ("acdc-lite", "bcp", "no-cutmix", True),
+        ("acdc-lite", "unimatch", "paste", False),
+        ("acdc-lite", "sss", "no-cutmix", False),
+        ("acdc-lite", "mean_teacher", "average", True),  # its teacher is the average
+        ("acdc-lite", "semisam", "average", True),
+        ("acdc-lite", "supervised", "average", False),
+        ("acdc-lite", "dan", "average", False),
+        ("acdc-lite", "sss", "average", False),  # its warm-up has no teacher
+        ("acdc-lite", "fixmatch", "student", True),
+        ("acdc-lite", "ua_mt", "student", False),
     ],
 )
 def test_a_variant_of_settings_that_a_method_does_not_read_trains_nothing_anew(
@@ -155,6 +175,80 @@ def modules_of(method: type) -> list[ModuleType]:
 
 
 @pytest.mark.parametrize(
+    ("method", "lines"),
+    [
+        ("fixmatch", ("train.augmentation.cutmix.probability=0",)),
+        ("unimatch_v2", ("train.augmentation.class_paste_probability=0.5",)),
+        ("sss", ("train.augmentation.cutmix.probability=0", "train.ema_evaluation=true")),
+        ("dan", ("train.ema_evaluation=true", "train.ema_evaluation_decay=0.9")),
+        ("mean_teacher", ("train.evaluate=student",)),
+    ],
+)
+def test_trainings_that_read_the_shared_keys_have_the_names_that_earlier_versions_gave(
+    method: str, lines: tuple[str, ...]
+) -> None:
+    plain = order("acdc-lite", method, "default")
+    changed = override_config(plain.experiment, lines)
+    found = plain.model_copy(update={"experiment": changed})
+    before = own_sections(changed.train).digest()
+    parts = (found.dataset_digest, before, chain_name(found), changed.generalist.digest())
+    assert training_name(found, changed.train) == sixteen(*parts)
+
+
+UNREAD = {
+    "supervised": {"ema_evaluation_decay": 0.5, "evaluate": "student"},
+    "mean_teacher": {"ema_evaluation": True, "ema_evaluation_decay": 0.5, "evaluate": "ema"},
+    "bcp": {"ema_evaluation": True},
+    "cps": {"evaluate": "student"},
+    "unimatch_v2": {"ema_evaluation": True, "evaluate": "ema"},
+}
+
+
+@pytest.mark.parametrize("method", UNREAD)
+def test_keys_that_a_method_does_not_read_change_no_bit_of_its_model(
+    method: str, tiny_protocol: Protocol, whole: Path, tmp_path: Path
+) -> None:
+    """The proof of what `used_settings` leaves out: trained with and without."""
+    relabel.run(whole, 2, tmp_path / "data")
+    key = RunKey(method=method, variant="default", labelled=2, seed=1)
+    two = BenchConfig(settings=("train.steps=2", "train.eval_every=1"))
+    plain = settings_of(tiny_protocol, two, key).train
+    update = dict(UNREAD[method])
+    if method not in STRONG_VIEWS:
+        views = {"cutmix": CutMixConfig(probability=0.0), "class_paste_probability": 0.5}
+        update["augmentation"] = plain.augmentation.model_copy(update=views)
+    changed = plain.model_copy(update=update)
+    assert used_settings(changed) == used_settings(plain) != changed
+    found = []
+    for name, config in (("plain", plain), ("changed", changed)):
+        place = tmp_path / name
+        record = training.run(config, tmp_path / "data" / relabel.MANIFEST, place)
+        model = load_contract(TrainedModel, place / "model" / "model.json")
+        found.append((model.weights.sha256, record.history, record.selection))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "readers"),
+    [
+        (r"\.cutmix\b(?!\.prob)|\.class_paste_probability", {"methods/streams.py"}),
+        (r"\.ema_evaluation\b|\.ema_evaluation_decay", {"methods/registry.py"}),
+        (r"config\.evaluate\b", {"loop.py", "requirements.py"}),
+    ],
+)
+def test_the_shared_keys_are_read_where_they_are_thought_to_be(
+    keys: str, readers: set[str]
+) -> None:
+    room = Path(inspect.getfile(training)).parent
+    found = {
+        str(path.relative_to(room))
+        for path in room.rglob("*.py")
+        if re.search(keys, path.read_text("utf-8"))
+    }
+    assert found - {"methods/reads.py"} == readers
+
+
+@pytest.mark.parametrize(
     ("method", "base"),
     [*((name, "mean_teacher") for name in METHODS), ("semisam", "ua_mt"), ("semisam", "dan")],
 )
@@ -172,6 +266,10 @@ def test_every_section_that_the_code_of_a_method_names_is_kept(method: str, base
                 text = text.replace(inspect.getsource(member.fget), "")  # overridden: never read
     named = {name for name in SECTIONS if re.search(rf"config\.{name}\b", text)}
     assert named or method == "supervised"
+    makes_strong_views = "make_strong(" in "".join(map(inspect.getsource, modules_of(built)))
+    assert makes_strong_views is (method in STRONG_VIEWS)
+    teacher = build_method(build_network(config.network, 2, seed=0), config).teacher
+    assert has_teacher(config) is (teacher is not None)
     other = {
         name: type(getattr(config, name)).model_construct(**getattr(config, name).model_dump())
         for name in SECTIONS
