@@ -147,6 +147,7 @@ def _datasets(
 
     Raises:
         UsageError: The dataset that is given is not the protocol's.
+        DataError: `ingest.copies` refuses an image that lies under two roles.
     """
     if inputs.dataset is not None:
         given = load_contract(DatasetManifest, inputs.dataset)
@@ -160,7 +161,7 @@ def _datasets(
         part = f"-s{key.seed}" if protocol.source == "phantoms" else ""
         whole = inputs.dataset or _whole(protocol, config, inputs, key, out / "data" / f"all{part}")
         folder = out / "data" / f"l{key.labelled:g}{part}"
-        relabel.run(whole, key.labelled, folder)
+        relabel.run(whole, key.labelled, folder, settings_of(protocol, config, key).ingest)
         found[place] = folder / relabel.MANIFEST
     return found
 

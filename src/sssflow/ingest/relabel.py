@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from sssflow.contracts.dataset import DatasetManifest, LabelledCase, Role, UnlabelledCase
-from sssflow.errors import UsageError
-from sssflow.ingest.config import Amount
+from sssflow.errors import DataProblems, UsageError
+from sssflow.ingest.config import Amount, IngestConfig
+from sssflow.ingest.verify import (
+    CaseFacts,
+    copies_under_two_patients,
+    copy_problem,
+    must_refuse,
+)
 from sssflow.storage.atomic import disk_errors
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.uri import below
@@ -22,7 +29,12 @@ MANIFEST = "manifest.json"
 _IMAGES, _LABELS = "images", "labels"
 
 
-def run(dataset: Path, labelled: Amount, out: Path) -> DatasetManifest:
+def run(
+    dataset: Path,
+    labelled: Amount,
+    out: Path,
+    config: IngestConfig = IngestConfig(),  # noqa: B008 - frozen
+) -> DatasetManifest:
     """Write `out/manifest.json` with the first `labelled` patients labelled and the rest not.
 
     `out` holds links to the files of `dataset`, which must stay where they are. The roles
@@ -32,9 +44,11 @@ def run(dataset: Path, labelled: Amount, out: Path) -> DatasetManifest:
         dataset: The manifest.json of a dataset whose `label_order` is known.
         labelled: Patients, or a share of the labelled ones.
         out: Folder; an earlier manifest in it is replaced.
+        config: Its `copies` says what becomes of an image that now lies under two roles. Only
+            equal files are known here; flipped or turned copies are told when the scans are packed.
 
     Raises:
-        DataError: The dataset cannot be read.
+        DataError: The dataset cannot be read, or copies of an image are refused.
         UsageError: It has no order of labels, or fewer labelled patients than asked for.
         UnavailableError: The disk is full or read-only.
     """
@@ -48,13 +62,14 @@ def run(dataset: Path, labelled: Amount, out: Path) -> DatasetManifest:
         else case
         for case in whole.cases
     )
+    rules = [
+        whole.split_rule,
+        f"of these only the first {len(kept)} of the label order stay labelled, the others are "
+        "unlabelled",
+        *_accepted_copies(cases, config),
+    ]
     manifest = whole.model_copy(
-        update={
-            "cases": cases,
-            "label_order": kept,
-            "split_rule": f"{whole.split_rule}; of these only the first {len(kept)} of the label "
-            "order stay labelled, the others are unlabelled",
-        }
+        update={"cases": cases, "label_order": kept, "split_rule": "; ".join(rules)}
     )
     _link(manifest, dataset.parent, out)
     save_contract(manifest, out / MANIFEST)
@@ -73,6 +88,43 @@ def _kept(whole: DatasetManifest, labelled: Amount, dataset: Path) -> tuple[str,
             action="Pack it again with ingest.split.labelled=all.",
         )
     return order[:count]
+
+
+def _accepted_copies(
+    cases: Iterable[LabelledCase | UnlabelledCase], config: IngestConfig
+) -> list[str]:
+    """A note for each image under patients of different roles, by the same rule as at packing.
+
+    Copies of one role are not noted: that was done when they were packed, and they mislead nobody.
+
+    Raises:
+        DataProblems: `config.copies` refuses some.
+    """
+    facts = [
+        CaseFacts(
+            case_id=case.case_id,
+            patient_id=case.patient_id,
+            role=case.role,
+            content=case.image.sha256,
+            image_values=case.image.sha256,
+            grid=case.grid,
+            voxels_per_class=(),
+        )
+        for case in cases
+    ]
+    groups = copies_under_two_patients(facts)
+    refused = [copy_problem(same) for same in groups if must_refuse(same, config)]
+    if refused:
+        raise DataProblems(
+            "The dataset cannot be used with so many labels.",
+            refused,
+            action="Ask for another number of labels, or accept the copies by ingest.copies=note.",
+        )
+    return [
+        "the same image is in " + ", ".join(f"{fact.case_id} ({fact.role})" for fact in same)
+        for same in groups
+        if len({fact.role for fact in same}) > 1
+    ]
 
 
 def _unlabelled(case: LabelledCase) -> UnlabelledCase:

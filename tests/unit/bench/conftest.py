@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from disc_scans import CLASS_NAMES, GRID, draw
 from sssflow.bench.config import BenchConfig
 from sssflow.bench.protocol import Protocol
 from sssflow.contracts.dataset import DatasetManifest, LabelledCase, Modality, Role
-from sssflow.storage.contracts import save_contract
+from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.volume.packed import write_packed
 
 ROLES = {
@@ -53,6 +55,26 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cases=tuple(cases),
     )
     return save_contract(manifest, folder / "manifest.json")
+
+
+@pytest.fixture
+def with_copy(whole: Path, tmp_path: Path) -> Callable[[str, str], Path]:
+    """Give `whole` with the image of the first case in the second one too, another patient's."""
+
+    def copied(first: str, second: str) -> Path:
+        manifest, folder = load_contract(DatasetManifest, whole), tmp_path / "with_copy"
+        shutil.copytree(whole.parent, folder)
+        shutil.copyfile(folder / "images" / f"{first}.b2nd", folder / "images" / f"{second}.b2nd")
+        (image,) = (case.image for case in manifest.cases if case.case_id == first)
+        own = image.model_copy(update={"uri": f"images/{second}.b2nd"})
+        cases = tuple(
+            case.model_copy(update={"image": own}) if case.case_id == second else case
+            for case in manifest.cases
+        )
+        changed = manifest.model_copy(update={"cases": cases})
+        return save_contract(changed, folder / "manifest.json")
+
+    return copied
 
 
 @pytest.fixture

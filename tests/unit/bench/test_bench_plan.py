@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from sssflow.bench.stage import plan
 from sssflow.bench.variants import find_variant, shipped_variants
 from sssflow.contracts.bench import RunKey
 from sssflow.contracts.dataset import DatasetManifest, Role
-from sssflow.errors import DataError, UsageError
+from sssflow.errors import DataError, DataProblems, UsageError
 from sssflow.ingest import relabel
+from sssflow.ingest.config import IngestConfig
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.training.methods.registry import METHODS
 
@@ -128,6 +130,32 @@ def test_fewer_labels_keep_the_first_patients_of_the_order_and_hide_the_other_la
     again = load_contract(DatasetManifest, tmp_path / "two" / "manifest.json")
     assert again == manifest
     assert relabel.run(whole, 0.25, tmp_path / "quarter").labelled(Role.LABELLED)[0].case_id == "c"
+
+
+def test_copies_that_come_under_two_roles_are_refused_as_at_packing(
+    with_copy: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    copied = with_copy("c", "d")  # first and third of the order
+    note, refuse = (IngestConfig.model_validate({"copies": rule}) for rule in ("note", "refuse"))
+    with pytest.raises(DataProblems, match="so many labels") as refused:
+        relabel.run(copied, 2, tmp_path / "two")
+    assert [problem.found for problem in refused.value.problems] == [
+        "pc is labelled, pd is unlabelled"
+    ]
+    assert not (tmp_path / "two").exists()
+    noted = relabel.run(copied, 2, tmp_path / "two", note)
+    assert noted.split_rule.endswith("; the same image is in c (labelled), d (unlabelled)")
+    with pytest.raises(DataProblems):
+        relabel.run(copied, 3, tmp_path / "three", refuse)
+    assert "same image" not in relabel.run(copied, 3, tmp_path / "three").split_rule
+
+
+def test_copies_of_one_role_change_nothing_as_in_acdc(
+    whole: Path, with_copy: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    copied = with_copy("d", "b")  # the last two of the order
+    rules = [relabel.run(found, 2, tmp_path / "out").split_rule for found in (whole, copied)]
+    assert rules[0] == rules[1]
 
 
 def test_a_dataset_that_names_a_file_elsewhere_puts_no_link_there(

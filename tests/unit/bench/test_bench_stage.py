@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from sssflow.bench.config import BenchConfig
 from sssflow.bench.protocol import Protocol, load_protocol
 from sssflow.bench.scores import GroupRow
 from sssflow.contracts.bench import BenchRecord, RunFailure, RunResult
-from sssflow.errors import DataError, InterruptedRun, UnavailableError, UsageError
+from sssflow.errors import DataError, DataProblems, InterruptedRun, UnavailableError, UsageError
 from sssflow.evaluation.aggregate import Resampling
 from sssflow.storage.contracts import load_contract
 from sssflow.storage.lock import locked
@@ -154,6 +155,21 @@ def test_a_folder_of_drawn_phantoms_may_be_moved(
     other = tiny_bench.model_copy(update={"settings": ("phantoms.patients=9",)})
     with pytest.raises(UsageError, match="other settings"):
         stage.run(protocol, other, stage.Inputs(), tmp_path / "moved")
+
+
+def test_copies_under_two_roles_are_refused_unless_the_settings_accept_them(
+    tiny_protocol: Protocol,
+    tiny_bench: BenchConfig,
+    with_copy: Callable[[str, str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stage.Pool, "run", lambda *_: None)
+    inputs = stage.Inputs(dataset=with_copy("c", "d"))
+    with pytest.raises(DataProblems, match="so many labels"):
+        stage.run(tiny_protocol, tiny_bench, inputs, tmp_path / "out")
+    accepted = tiny_bench.model_copy(update={"settings": ("ingest.copies=note",)})
+    assert stage.run(tiny_protocol, accepted, inputs, tmp_path / "out").missing
 
 
 def test_a_second_benchmark_into_the_same_folder_is_refused_and_leaves_it_alone(
