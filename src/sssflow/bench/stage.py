@@ -97,7 +97,8 @@ def run(protocol: Protocol, config: BenchConfig, inputs: Inputs, out: Path) -> B
     ones are tried again. The tables are written anew after every run.
 
     Raises:
-        UsageError: Settings that do not fit, or data given where phantoms are drawn.
+        UsageError: Settings or a dataset that do not fit the protocol, before `out` is touched; or
+            data given where phantoms are drawn.
         DataError: The scans or the dataset cannot be used.
         UnavailableError: Another benchmark is running into `out`.
         InterruptedRun: SIGINT or SIGTERM; every running training has written a checkpoint.
@@ -105,6 +106,10 @@ def run(protocol: Protocol, config: BenchConfig, inputs: Inputs, out: Path) -> B
             gravest of the runs'.
     """
     keys = plan(protocol, config)
+    if inputs.dataset is not None:
+        given = load_contract(DatasetManifest, inputs.dataset)
+        wanted = settings_of(protocol, config, keys[0]).ingest
+        require_protocols_data(wanted, given, inputs.dataset)
     busy = UnavailableError(
         "Another benchmark is running into this folder.",
         where=out,
@@ -146,13 +151,9 @@ def _datasets(
     """(label count, seed) to manifest; one dataset with all labels serves every label count.
 
     Raises:
-        UsageError: The dataset that is given is not the protocol's.
-        DataError: `ingest.copies` refuses an image that lies under two roles.
+        UsageError: There are no scans, or the data that lie in `out` are of others.
+        DataError: The scans cannot be used, or `ingest.copies` refuses an image under two roles.
     """
-    if inputs.dataset is not None:
-        given = load_contract(DatasetManifest, inputs.dataset)
-        wanted = settings_of(protocol, config, keys[0]).ingest
-        require_protocols_data(wanted, given, inputs.dataset)
     found: dict[tuple[int | float, int], Path] = {}
     for key in keys:
         place = (key.labelled, key.seed)
