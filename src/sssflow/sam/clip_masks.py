@@ -69,7 +69,8 @@ class ClipMasks:
     ) -> Tensor:
         """Logits (t, k, h, w): background 0, each object its mask, every other class far below.
 
-        The arg-max is that of the objects' logits against 0 (methods.md A.7).
+        So is an object on the slices where it was not asked for. The arg-max is that of the
+        objects' logits against 0 (methods.md A.7).
 
         Args:
             class_count: k.
@@ -80,12 +81,19 @@ class ClipMasks:
         flat = self.logits_ntyx.float().reshape(n * t, 1, y, x)
         large = functional.interpolate(flat, size=size_hw, mode="bilinear", align_corners=False)
         planes = large.reshape(n, t, *size_hw)
-        if present_only:
-            planes = torch.where(self.score_nt[..., None, None] > 0, planes, OUTSIDE_LOGIT)
+        kept = self.answered_nt & (self.score_nt > 0) if present_only else self.answered_nt
+        planes = torch.where(kept[..., None, None], planes, OUTSIDE_LOGIT)
         empty = torch.full_like(planes[0], OUTSIDE_LOGIT)
         by_class = {k: planes[i] for i, k in enumerate(self.class_index)}
         rest = [by_class.get(k, empty) for k in range(1, class_count)]
         return torch.stack([torch.zeros_like(empty), *rest], dim=1)
+
+    def asked_tk(self, class_count: int) -> Tensor:
+        """Which of k classes were asked for on which slice; the background wherever any was."""
+        asked = self.answered_nt.new_zeros((self.answered_nt.shape[1], class_count))
+        asked[:, list(self.class_index)] = self.answered_nt.T
+        asked[:, 0] = self.answered_nt.any(0)
+        return asked
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ class Targets:
         features: Its maps, for DFE.
         prompts: In pixels of the view.
         label_cthw: Pseudo label from the prompted masks.
-        confident_cthw: Where it may be used: sure enough, on a slice that was answered, and not of
-            a class that the coarse masks show but that got no prompt.
+        confident_cthw: Where it may be used: sure enough, on a slice where an object was asked for,
+            and not where the coarse masks show a class that was not asked for on that slice.
         coarse_cthw: The coarse label that the prompts come from, in the view.
     """
 
@@ -118,12 +118,14 @@ def make_targets(
             continue
         logits = found_masks.merged_logits(net.class_count, (height, width), present_only=True)
         confidence, label[i] = logits.softmax(1).max(1)
-        answered = found_masks.answered_nt.all(0)[:, None, None]
-        known = torch.tensor([0, *found_masks.class_index], device=coarse.device)
-        confident[i] = (
-            (confidence >= settings.confidence_threshold) & answered & torch.isin(coarse[i], known)
-        )
+        known = _at_label(found_masks.asked_tk(net.class_count), coarse[i])
+        confident[i] = (confidence >= settings.confidence_threshold) & known
     return Targets(features, prompts, label, confident, coarse)
+
+
+def _at_label(asked_tk: Tensor, label_thw: Tensor) -> Tensor:
+    """Whether the class of each pixel is one of those that were asked for on its slice."""
+    return asked_tk.gather(1, label_thw.long().flatten(1)).view(label_thw.shape)
 
 
 def pcsw_prompts(coarse_cthw: Tensor, class_count: int, settings: SssInLoopConfig) -> Prompts:
@@ -186,13 +188,26 @@ def prompted_masks(
 
 
 def clip_loss(
-    logits_bkhw: Tensor, label_bhw: Tensor, weight_bhw: Tensor, kind: ClipLossKind
+    logits_bkhw: Tensor,
+    label_bhw: Tensor,
+    weight_bhw: Tensor,
+    kind: ClipLossKind,
+    *,
+    asked_bk: Tensor | None = None,
 ) -> Tensor:
     """Loss of slices where `weight_bhw` (boolean) is true; 0 with a gradient if nowhere.
 
     bce_dice: binary cross-entropy of each class against the background, and soft Dice of its
-    probability with sums over the batch (the code fragment of SSS); the others: see
-    `losses.pseudo_label_loss`.
+    probability with sums over the batch (the code fragment of SSS), each the mean over the classes
+    in `asked_bk`; the others: see `losses.pseudo_label_loss`.
+
+    Args:
+        logits_bkhw: Of a head.
+        label_bhw: What it should say; of asked classes alone.
+        weight_bhw: Where it counts.
+        kind: Form of the loss.
+        asked_bk: Classes that have an answer on each slice; the other planes have no part in
+            bce_dice. None: all.
     """
     if kind != "bce_dice":
         valid = torch.ones_like(weight_bhw)
@@ -200,10 +215,14 @@ def clip_loss(
     logits = logits_bkhw.float()
     planes = logits[:, 1:] - logits[:, :1]
     target = one_hot_bkhw(label_bhw.long(), logits.shape[1])[:, 1:]
-    weight = weight_bhw[:, None].float()
+    counted = weight_bhw[:, None].expand(planes.shape)
+    if asked_bk is not None:
+        counted = counted & asked_bk[:, 1:, None, None]
+    weight = counted.float()
     entropy = F.binary_cross_entropy_with_logits(planes, target, reduction="none")
-    mean = (entropy * weight).sum() / (weight.sum() * planes.shape[1]).clamp_min(1)
-    return mean + dice_loss(planes.sigmoid(), target, weight)
+    mean = (entropy * weight).sum() / weight.sum().clamp_min(1)
+    asked = counted.transpose(0, 1).flatten(1).any(1)
+    return mean + dice_loss(planes.sigmoid(), target, weight, classes=asked)
 
 
 def decoder_loss(
@@ -213,17 +232,21 @@ def decoder_loss(
     class_count: int,
     kind: ClipLossKind,
 ) -> Tensor:
-    """Mean over the prompted clips of `clip_loss` on answered slices; 0 without any."""
-    losses = [
-        clip_loss(
-            found.merged_logits(class_count, label.shape[-2:], present_only=False),
-            label,
-            weight & found.answered_nt.all(0)[:, None, None],
-            kind,
-        )
-        for found, label, weight in zip(masks, label_cthw, weight_cthw, strict=True)
-        if found is not None
-    ]
+    """Mean over the prompted clips of `clip_loss` on their answered slices; 0 without any.
+
+    Each class is an object of its own (G11): with memory `none` one slice may answer for one class
+    and the next for another. A class that was not asked for on a slice is background there, as
+    everything is that is not the object: only so a mask that spills over it is corrected.
+    """
+    losses = []
+    for found, label, weight in zip(masks, label_cthw, weight_cthw, strict=True):
+        if found is None:
+            continue
+        asked = found.asked_tk(class_count)
+        logits = found.merged_logits(class_count, label.shape[-2:], present_only=False)
+        target = torch.where(_at_label(asked, label), label, 0)
+        on = asked[:, 0]
+        losses.append(clip_loss(logits[on], target[on], weight[on], kind, asked_bk=asked[on]))
     return torch.stack(losses).mean() if losses else label_cthw.new_zeros((), dtype=torch.float32)
 
 

@@ -171,6 +171,16 @@ def test_merged_logits_are_the_arg_max_against_a_background_of_zero() -> None:
     assert swapped.merged_logits(4, (2, 2), present_only=False).argmax(1)[0, 0, 0] == 1
 
 
+def test_an_object_is_far_below_where_it_was_not_asked_for() -> None:
+    answered = torch.tensor([[True, False, False], [True, True, False]])
+    zero = torch.zeros(2, 3)
+    masks = ClipMasks((1, 3), torch.ones(2, 3, 1, 1), zero, zero + 1, answered, ())
+    for present_only in (False, True):
+        logits = masks.merged_logits(4, (1, 1), present_only=present_only)[..., 0, 0]
+        assert logits.tolist() == [[0, 1, -20, 1], [0, -20, -20, 1], [0, -20, -20, -20]]
+    assert masks.asked_tk(4).int().tolist() == [[1, 1, 0, 1], [1, 0, 0, 1], [0, 0, 0, 0]]
+
+
 def test_equal_seeds_give_equal_students_and_official_sizes_need_a_checkpoint() -> None:
     one, two = student().state_dict(), student().state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
