@@ -292,20 +292,25 @@ def strong_losses(
 
 
 def scores_loss(masks: Sequence[ClipMasks | None], label_cthw: Tensor) -> Tensor:
-    """L1 of the predicted IoU plus cross-entropy of the object score, over answered slices."""
+    """L1 of the predicted IoU plus cross-entropy of the object score, over answered slices.
+
+    The score's target is whether the label shows the object at all. The IoU is measured on the
+    masks' grid, and counts only where the object fills half of one of its cells: it says nothing
+    of a thinner one.
+    """
     terms = []
     for found, label_thw in zip(masks, label_cthw, strict=True):
         if found is None:
             continue
         classes = torch.tensor(found.class_index, device=label_thw.device)
         true = label_thw[None] == classes[:, None, None, None]
+        present = true.any(3).any(2)
         size = found.logits_ntyx.shape[-2:]
         true = F.interpolate(true.float(), size, mode="area") >= 0.5
         mask = found.logits_ntyx.detach() > 0
         union = (mask | true).sum((2, 3))
         iou = (mask & true).sum((2, 3)) / union.clamp_min(1)
-        present = true.any(3).any(2)
-        error = (found.iou_nt.float() - iou).abs() * present
+        error = (found.iou_nt.float() - iou).abs() * true.any(3).any(2)
         score = F.binary_cross_entropy_with_logits(
             found.score_nt.float(), present.float(), reduction="none"
         )

@@ -150,3 +150,30 @@ def test_a_pixel_is_used_where_its_class_was_asked_for_on_its_slice() -> None:
     assert used[1].all()
     assert torch.equal(used[2], label[2] != 1)
     assert torch.equal(found.label_cthw[0][used], label[used])
+
+
+def test_a_thin_or_small_object_is_not_taught_as_absent() -> None:
+    """A wall of one column and six pixels fill no cell of the masks' grid by half."""
+    label = torch.zeros(1, 1, 64, 64, dtype=torch.long)
+    label[0, 0, 16:20, 20] = 1
+    label[0, 0, 40:43, 41:43] = 2
+    for class_index, pushed in ((1, "up"), (2, "up"), (3, "down")):
+        score, iou = torch.zeros(1, 1), torch.full((1, 1), 0.5)
+        masks = ClipMasks(
+            (class_index,), torch.full((1, 1, 16, 16), -1.0), iou.requires_grad_(),
+            score.requires_grad_(), torch.ones(1, 1, dtype=torch.bool), (),
+        )  # fmt: skip
+        in_loop.scores_loss([masks], label).backward()
+        assert float(score.grad) == (-0.5 if pushed == "up" else 0.5)
+        assert float(iou.grad) == 0, "the grid does not show it, so it cannot measure the mask"
+
+
+def test_the_predicted_iou_learns_that_of_an_object_on_the_grid() -> None:
+    label = torch.zeros(1, 1, 16, 16, dtype=torch.long)
+    label[0, 0, :8, :8] = 1
+    planes = torch.full((1, 1, 4, 4), -1.0)
+    planes[..., :2, :4] = 1.0  # twice the object
+    iou, score = torch.tensor([[0.9]], requires_grad=True), torch.full((1, 1), 20.0)
+    masks = ClipMasks((1,), planes, iou, score, torch.ones(1, 1, dtype=torch.bool), ())
+    loss = in_loop.scores_loss([masks], label)
+    assert float(loss.detach()) == pytest.approx(0.4, abs=1e-5)
