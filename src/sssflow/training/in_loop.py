@@ -47,8 +47,7 @@ class Targets:
         features: Its maps, for DFE.
         prompts: In pixels of the view.
         label_cthw: Pseudo label from the prompted masks.
-        confident_cthw: Where it may be used: sure enough, on a slice where an object was asked for,
-            and not where the coarse masks show a class that was not asked for on that slice.
+        confident_cthw: Where it may be used (`trusted`).
         coarse_cthw: The coarse label that the prompts come from, in the view.
     """
 
@@ -104,7 +103,8 @@ def make_targets(
     """
     _, length, height, width = view_cthw.shape
     features = net.features(as_slices(view_cthw))
-    coarse = as_clips(net.head(features).argmax(1), length)
+    scores = net.head(features)
+    coarse = as_clips(scores.argmax(1), length)
     if settings.prompts_from == "view":
         prompts = pcsw_prompts(coarse, net.class_count, settings)
     else:
@@ -113,14 +113,35 @@ def make_targets(
         prompts = [carry_prompts(o, g) for o, g in zip(found, geometry.grid_bhwg, strict=True)]
     masks = prompted_masks(net, features, view_cthw, prompts, settings, banks, generator)
     label, confident = torch.zeros_like(coarse), torch.zeros_like(coarse, dtype=torch.bool)
-    for i, found_masks in enumerate(masks):
+    for i, (found_masks, own) in enumerate(zip(masks, torch.split(scores, length), strict=True)):
         if found_masks is None:
             continue
         logits = found_masks.merged_logits(net.class_count, (height, width), present_only=True)
         confidence, label[i] = logits.softmax(1).max(1)
-        known = _at_label(found_masks.asked_tk(net.class_count), coarse[i])
-        confident[i] = (confidence >= settings.confidence_threshold) & known
+        asked = found_masks.asked_tk(net.class_count)
+        confident[i] = trusted(confidence, own, asked, settings.confidence_threshold)
     return Targets(features, prompts, label, confident, coarse)
+
+
+def trusted(
+    confidence_thw: Tensor, coarse_tkhw: Tensor, asked_tk: Tensor, threshold: float
+) -> Tensor:
+    """Where a pseudo label from prompted masks may be used (t, h, w).
+
+    The masks say nothing of a class that was not asked for, whose absence would else pass for
+    certain. So beside a confidence of `threshold` or more, on a slice where anything was asked
+    for, the coarse head must neither see such a class nor give them all more than 1 - `threshold`.
+
+    Args:
+        confidence_thw: Of the prompted masks.
+        coarse_tkhw: Logits of the coarse head.
+        asked_tk: Which classes were asked for on which slice (`ClipMasks.asked_tk`).
+        threshold: 0 to 1.
+    """
+    known = _at_label(asked_tk, coarse_tkhw.argmax(1))
+    unasked = ~asked_tk[:, 1:, None, None]
+    elsewhere = (coarse_tkhw.float().softmax(1)[:, 1:] * unasked).sum(1)
+    return known & (confidence_thw >= threshold) & (elsewhere <= 1 - threshold)
 
 
 def _at_label(asked_tk: Tensor, label_thw: Tensor) -> Tensor:

@@ -177,3 +177,37 @@ def test_the_predicted_iou_learns_that_of_an_object_on_the_grid() -> None:
     masks = ClipMasks((1,), planes, iou, score, torch.ones(1, 1, dtype=torch.bool), ())
     loss = in_loop.scores_loss([masks], label)
     assert float(loss.detach()) == pytest.approx(0.4, abs=1e-5)
+
+
+def coarse_of(probability: tuple[float, float, float]) -> Tensor:
+    """Class 1 in the upper half of each of two slices; below, the given background, 1 and 2."""
+    logits = torch.full((2, 3, 8, 8), -20.0)
+    logits[:, 1, :4] = 20
+    logits[:, :, 4:] = torch.tensor(probability).log()[None, :, None, None]
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("probability", "threshold", "used"),
+    [
+        ((0.51, 0.0, 0.49), 0.95, False),
+        ((0.94, 0.0, 0.06), 0.95, False),
+        ((0.96, 0.0, 0.04), 0.95, True),
+        # Doubt between classes that were asked for is for the prompted masks to settle.
+        ((0.51, 0.49, 0.0), 0.95, True),
+        ((0.51, 0.0, 0.49), 0.0, True),
+        ((0.49, 0.0, 0.51), 0.0, False),
+    ],
+)
+def test_background_is_certain_only_where_a_class_without_prompt_is_unlikely(
+    probability: tuple[float, float, float], threshold: float, used: bool
+) -> None:
+    found = targets_of(coarse_of(probability), {1: [0, 1]}, confidence_threshold=threshold)
+    assert bool((found.label_cthw[0, :, 4:] == 0).all())
+    assert bool((found.confident_cthw[0, :, 4:] == used).all())
+    assert bool(found.confident_cthw[0, :, :4].all())
+
+
+def test_a_class_that_was_asked_for_settles_its_pixels_whatever_the_coarse_head_says() -> None:
+    found = targets_of(coarse_of((0.51, 0.0, 0.49)), {1: [0, 1], 2: [0, 1]})
+    assert bool(found.confident_cthw.all())
