@@ -33,7 +33,7 @@ def adapt_sam2(
             return ""
         out = task.folder(
             {
-                "config": experiment.adapt.digest(),
+                "config": experiment.adapt.digest_with(experiment.sam.intensity),
                 "sam": experiment.sam.digest(),
                 "start": task.file_digest(experiment.sam.weights),
                 "dataset": manifest.digest,

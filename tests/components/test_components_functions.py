@@ -18,7 +18,7 @@ from components.train.component import train
 from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.dataset import DatasetManifest, Grid, Modality, UnlabelledCase
 from sssflow.errors import DataError
-from sssflow.experiment import ExperimentConfig
+from sssflow.experiment import ExperimentConfig, parse_experiment
 from sssflow.pipeline.shards import Shard
 from sssflow.pipeline.store import write_pointer
 from sssflow.pipeline.task import component_task
@@ -164,3 +164,31 @@ def test_weights_that_are_not_there_exit_with_65_before_any_work(
     assert caught.value.code == 65
     assert missing in caplog.text
     assert not list((tmp_path / "store").glob("adapt_sam2/*"))
+
+
+@pytest.mark.parametrize("intensity", [None, {"kind": "minmax"}])
+def test_the_rule_of_intensities_is_part_of_what_an_adaptation_is_known_by(
+    intensity: dict[str, str] | None, tmp_path: Path, dataset: str, monkeypatch
+) -> None:
+    """Results from before the rule was read must not be taken over; those without one must."""
+    asked: list[Path] = []
+
+    def run(_config: object, _sam: object, _dataset: Path, out: Path) -> None:
+        asked.append(out)
+        raise DataError("that is enough")
+
+    monkeypatch.setattr("sssflow.sam.adapt.run", run)
+    store = str(tmp_path / "store")
+    config = json.dumps({"sam": {"intensity": intensity}})
+    with pytest.raises(SystemExit):
+        adapt_sam2.python_func(config, dataset, store, StubArtifact(tmp_path / "weights"))
+    settings = parse_experiment(config)
+    with component_task("adapt_sam2", "", store) as task:
+        manifest, _ = task.read(DatasetManifest, dataset)
+        before = {
+            "config": settings.adapt.digest(),
+            "sam": settings.sam.digest(),
+            "start": "",
+            "dataset": manifest.digest,
+        }
+        assert (asked == [task.folder(before)]) is (intensity is None)

@@ -34,7 +34,8 @@ def run(config: AdaptConfig, sam: SamConfig, dataset: Path, out: Path) -> Prompt
 
     Args:
         config: Settings; `steps` must be above 0.
-        sam: Names the starting weights; only nano can be adapted.
+        sam: Names the starting weights (only nano can be adapted), and how the infer stage turns
+            voxels into grey values: SAM-2 is shown the cases as it will see others.
         dataset: Path of manifest.json.
         out: Folder; gets `nano.safetensors`, `nano.json`, and `sam2.json` last.
 
@@ -54,12 +55,12 @@ def run(config: AdaptConfig, sam: SamConfig, dataset: Path, out: Path) -> Prompt
     asked = {
         "start_sha256": sha256_file(start),
         "dataset_digest": load_contract(DatasetManifest, dataset).digest,
-        "config_digest": config.digest(),
+        "config_digest": config.digest_with(sam.intensity),
     }
     finished = _finished(out, asked)
     if finished is not None:
         return finished
-    weights = pretrain.run(_training(config, start), out, dataset=dataset)
+    weights = pretrain.run(_training(config, start), out, dataset=dataset, intensity=sam.intensity)
     adapted = PromptableWeights(weights=reference(weights), steps=config.steps, **asked)
     save_contract(adapted, out / ADAPTED_FILE)
     return adapted

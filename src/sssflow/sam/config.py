@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -82,7 +83,9 @@ class SamConfig(Config):
     roi_min_px: int = Field(32, ge=8, description="Shortest side of the crop in pixels.")
     use_points: bool = Field(True, description="Use the points of the prompts beside the boxes.")
     intensity: IntensityRule | None = Field(
-        None, description="null: percentile for MR, brain window (0 to 80 HU) for CT."
+        None,
+        description="null: percentile for MR, brain window (0 to 80 HU) for CT. `adapt` shows "
+        "SAM-2 the labelled cases by the same rule.",
     )
     propagation: PropagationConfig = Field(
         PropagationConfig(), description="How masks travel through the volume."
@@ -252,3 +255,10 @@ class AdaptConfig(Config):
         0.0, ge=0, le=1, description="Share of steps on clips; for propagation.mode memory."
     )
     seed: int = Field(0, ge=0, description="Of scenes and prompts.")
+
+    def digest_with(self, intensity: IntensityRule | None) -> str:
+        """Digest of all settings that an adaptation reads; without a rule it is `digest()`."""
+        if intensity is None:
+            return self.digest()
+        text = f"{self.digest()}\n{intensity.model_dump_json()}"
+        return hashlib.sha256(text.encode()).hexdigest()

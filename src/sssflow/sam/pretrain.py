@@ -23,6 +23,7 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 
 import sssflow
+from sssflow.contracts.model import IntensityRule
 from sssflow.errors import DataError
 from sssflow.sam.build import build_sam2, set_input_size
 from sssflow.sam.config import PretrainConfig
@@ -34,13 +35,20 @@ _LOG = logging.getLogger(__name__)
 _FLOOR = 0.02
 
 
-def run(config: PretrainConfig, out: Path, *, dataset: Path | None = None) -> Path:
+def run(
+    config: PretrainConfig,
+    out: Path,
+    *,
+    dataset: Path | None = None,
+    intensity: IntensityRule | None = None,
+) -> Path:
     """Train nano SAM-2 and write `out/nano.safetensors` and `out/nano.json`.
 
     Args:
         config: Settings.
         out: Folder of the result. A snapshot is written at every tenth of the training.
         dataset: A manifest; its *labelled* training cases join the procedural scenes.
+        intensity: How voxel values of its cases become grey values; None: by modality.
 
     Returns:
         Path of the weights.
@@ -48,7 +56,9 @@ def run(config: PretrainConfig, out: Path, *, dataset: Path | None = None) -> Pa
     Raises:
         DataError: The dataset or the starting weights cannot be read, or the loss is not finite.
     """
-    source = ShapeSource() if dataset is None else labelled_source(dataset, config.dataset_share)
+    source: SceneSource = ShapeSource()
+    if dataset is not None:
+        source = labelled_source(dataset, config.dataset_share, intensity)
     path = out / "nano.safetensors"
     with _fixed_threads(config.threads):
         for part, settings in enumerate(parts_of(config, out)):

@@ -90,8 +90,15 @@ class LabelledSource:
         return Scene(np.ascontiguousarray(np.flip(grey, flips)), np.ascontiguousarray(stacked))
 
 
-def labelled_source(manifest_path: Path, share: float) -> LabelledSource:
+def labelled_source(
+    manifest_path: Path, share: float, intensity: IntensityRule | None = None
+) -> LabelledSource:
     """Read the labelled training cases of a dataset; no other role is touched.
+
+    Args:
+        manifest_path: Path of manifest.json.
+        share: Of scenes from the volumes; the others are procedural.
+        intensity: How voxel values become grey values; None: `intensity_rule`'s choice.
 
     Raises:
         DataError: The manifest or a file cannot be read, or there is no labelled case.
@@ -100,8 +107,10 @@ def labelled_source(manifest_path: Path, share: float) -> LabelledSource:
     cases = manifest.labelled(Role.LABELLED)
     if not cases:
         raise DataError("The dataset has no labelled training case.", where=manifest_path)
-    read = tuple(_read(case, manifest_path.parent) for case in cases)
+    read = tuple(_read(case, manifest_path.parent, intensity) for case in cases)
     description = f"procedural shapes and {len(read)} labelled cases of {manifest.digest[:12]}"
+    if intensity is not None:
+        description += f", intensity {intensity.kind}"
     return LabelledSource(read, share, description)
 
 
@@ -112,11 +121,13 @@ def intensity_rule(modality: Modality, given: IntensityRule | None) -> Intensity
     return IntensityRule(kind="window") if modality is Modality.CT else IntensityRule()
 
 
-def _read(case: LabelledCase, base: Path) -> tuple[Floats, NDArray[np.integer]]:
+def _read(
+    case: LabelledCase, base: Path, intensity: IntensityRule | None
+) -> tuple[Floats, NDArray[np.integer]]:
     shape = case.grid.shape_shw
     image = read_packed(case.image, base=base, shape=shape)
     label = read_packed(case.label, base=base, shape=shape)
-    return normalise(image, intensity_rule(case.modality, None)), label.astype(np.int64)
+    return normalise(image, intensity_rule(case.modality, intensity)), label.astype(np.int64)
 
 
 def _random_crop(

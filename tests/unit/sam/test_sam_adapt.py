@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from sssflow.contracts.model import IntensityRule
 from sssflow.contracts.weights import PromptableWeights
 from sssflow.errors import DataError, UsageError
 from sssflow.sam import adapt, stage
 from sssflow.sam.config import AdaptConfig, SamConfig
+from sssflow.sam.pretrain_data import labelled_source
 from sssflow.storage.contracts import load_contract
 
 SHORT = AdaptConfig(steps=1)
@@ -65,3 +67,33 @@ def test_the_same_call_again_trains_nothing_and_another_one_is_refused(
     with pytest.raises(UsageError, match="other weights, data or settings"):
         adapt.run(longer, SamConfig(), dataset, tmp_path / "a")
     assert load_contract(PromptableWeights, tmp_path / "a" / adapt.ADAPTED_FILE) == first
+
+
+def test_the_intensity_rule_of_the_infer_stage_is_that_of_the_adaptation(
+    small_dataset, tmp_path
+) -> None:
+    dataset, _ = small_dataset(1)
+    dark = SamConfig(intensity=IntensityRule(kind="window", window_low=0, window_high=1e4))
+    plain = adapt.run(SHORT, SamConfig(), dataset, tmp_path / "a")
+    ruled = adapt.run(SHORT, dark, dataset, tmp_path / "b")
+    assert ruled.weights.sha256 != plain.weights.sha256
+    assert "intensity window" in (tmp_path / "b" / "nano.json").read_text()
+    with pytest.raises(UsageError, match="other weights, data or settings"):
+        adapt.run(SHORT, dark, dataset, tmp_path / "a")
+    assert adapt.run(SHORT, dark, dataset, tmp_path / "b") == ruled
+
+
+def test_without_a_rule_the_digest_of_an_adaptation_is_that_of_its_settings() -> None:
+    assert SHORT.digest_with(None) == SHORT.digest()
+    digests = {SHORT.digest_with(IntensityRule(kind=kind)) for kind in ("minmax", "zscore")}
+    assert len(digests | {SHORT.digest()}) == 3
+
+
+def test_labelled_cases_are_read_by_the_rule_that_is_given(small_dataset) -> None:
+    dataset, _ = small_dataset(1)
+    rule = IntensityRule(kind="window", window_low=0, window_high=1e4)
+    (plain, _), (dark, _) = (
+        labelled_source(dataset, 1.0, given).cases[0] for given in (None, rule)
+    )
+    assert plain.max() == 1
+    assert dark.max() < 0.5
