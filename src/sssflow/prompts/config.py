@@ -131,6 +131,14 @@ class ReliableConfig(Config):
     margin_share: float = Field(
         0.25, ge=0, le=4, description="How near: share of the object's longest side."
     )
+    box_margin_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="What a box has more on each side, clipped to the image: share of the longest "
+        "side of the confident piece, rounded up to pixels; the unsure rim of an object lies "
+        "outside that piece.",
+    )
     min_pixels: int = Field(
         16, ge=1, description="Fewer confident pixels of an object: it is not prompted."
     )

@@ -12,6 +12,7 @@ Letters: p points, d axes in array order.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cc3d
@@ -33,13 +34,16 @@ class ReliablePrompt:
     Attributes:
         points_pd: Positive clicks first, the deepest pixel before all.
         labels_p: 1 inside, 0 outside.
-        box_2d: First and last index of the largest confident piece along each axis, inclusive.
+        box_2d: First and last index of the largest confident piece along each axis, inclusive, with
+            the margin.
+        margin_px: What the box has more on each side, where the image goes on.
         support: The largest confident piece itself.
     """
 
     points_pd: Ints
     labels_p: Ints
     box_2d: Ints
+    margin_px: int
     support: Mask
 
 
@@ -69,10 +73,13 @@ def reliable_prompt(
     positive = np.concatenate([first, _drawn(inside, config.positive_points - 1, rng)])
     negative = _drawn(near, config.negative_points, rng)
     low, high = extent(support)
+    margin = math.ceil(config.box_margin_share * int((high - low + 1).max()))
+    last = np.array(support.shape) - 1
     return ReliablePrompt(
         points_pd=np.concatenate([positive, negative]),
         labels_p=np.repeat(np.array([1, 0], np.int64), [len(positive), len(negative)]),
-        box_2d=np.stack([low, high]),
+        box_2d=np.stack([np.maximum(low - margin, 0), np.minimum(high + margin, last)]),
+        margin_px=margin,
         support=support,
     )
 

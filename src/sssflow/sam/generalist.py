@@ -20,7 +20,7 @@ from sssflow.contracts.base import Sha256
 from sssflow.contracts.prompts import ObjectPrompts, SlicePrompt
 from sssflow.contracts.weights import PromptableWeights
 from sssflow.errors import UsageError
-from sssflow.prompts.boxes import Mask, bounding_box, interior_point
+from sssflow.prompts.boxes import Mask, bounding_box, interior_point, widen
 from sssflow.sam.build import MASK_STRIDE, build_sam2
 from sssflow.sam.config import GeneralistConfig, SamConfig
 from sssflow.sam.geometry import OUTSIDE_LOGIT, Window, full_window
@@ -206,8 +206,9 @@ def slice_prompts(region: Region, prompt_freq: int) -> ObjectPrompts:
     """Prompts of a volume's object, on slices that show its support.
 
     Prompted is every `prompt_freq`-th slice from that of largest support, and every slice with a
-    click. A slice gets its own clicks, and the box of its support if the region has a box; with
-    neither a box nor a click inside, it gets the deepest pixel of its support.
+    click. A slice gets its own clicks, and the box of its support with the region's margin if the
+    region has a box; with neither a box nor a click inside, it gets the deepest pixel of its
+    support.
 
     Raises:
         ValueError: The support is empty.
@@ -236,7 +237,10 @@ def _on_slice(region: Region, index: int, support_hw: Mask) -> SlicePrompt:
         for point, label in zip(region.points_pd.tolist(), region.labels_p, strict=True)
         if point[0] == index
     ]
-    box = None if region.box_2d is None else tuple(map(float, bounding_box(support_hw)))
+    box = None
+    if region.box_2d is not None:
+        size_hw = (support_hw.shape[0], support_hw.shape[1])
+        box = tuple(map(float, widen(bounding_box(support_hw), region.margin_px, size_hw)))
     if box is None and not any(label for _, label in here):
         x, y = interior_point(support_hw)
         here.insert(0, ((float(x), float(y)), 1))

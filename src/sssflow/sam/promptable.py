@@ -140,6 +140,7 @@ class Region:
             volume that are prompted.
         box_2d: First and last index along each axis, inclusive; or None.
         rough: Logits of a rough mask on the grid, or None.
+        margin_px: What `box_2d` has more than the support on each side, where the grid goes on.
     """
 
     sample: int
@@ -148,6 +149,7 @@ class Region:
     support: NDArray[np.bool_]
     box_2d: NDArray[np.int64] | None = None
     rough: Floats | None = None
+    margin_px: int = 0
 
 
 @runtime_checkable

@@ -174,6 +174,7 @@ def _region(
         labels_p=prompt.labels_p if clicks else prompt.labels_p[:0],
         support=prompt.support,
         box_2d=prompt.box_2d if kind == "box" else None,
+        margin_px=prompt.margin_px if kind == "box" else 0,
         rough=rough if kind == "mask" else None,
     )
 

@@ -31,8 +31,9 @@ class SemiSamConfig(Config):
     )
     prompts: GeneralistPrompts = Field(
         "point",
-        description="point: clicks; box: of the largest confident piece; mask: the specialist's "
-        "logits; unc: clicks drawn several times, the answer weighted by their agreement.",
+        description="point: clicks; box: of the largest confident piece, with a margin "
+        "(`points.box_margin_share`); mask: the specialist's logits; unc: clicks drawn "
+        "several times, the answer weighted by their agreement.",
     )
     points: ReliableConfig = Field(ReliableConfig(), description="Where clicks and boxes lie.")
     repeats: int = Field(4, ge=2, le=32, description="unc: how often clicks are drawn.")

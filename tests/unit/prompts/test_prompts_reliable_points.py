@@ -18,7 +18,7 @@ def disc(centre=(7, 9), radius=3.5, shape=(16, 20)):
 
 
 def ask(predicted, reliable=EVERYWHERE, seed=0, **settings):
-    config = ReliableConfig(**{"min_pixels": 1, **settings})
+    config = ReliableConfig(**{"min_pixels": 1, "box_margin_share": 0, **settings})
     return reliable_prompt(predicted, reliable, config, np.random.default_rng(seed))
 
 
@@ -98,6 +98,31 @@ def test_the_box_and_first_click_belong_to_the_largest_piece_and_other_clicks_to
     assert found.box_2d.tolist() == [[8, 8], [14, 14]]
     assert found.points_pd[0].tolist() == [11, 11]
     assert (found.points_pd < 5).all(axis=1).any()
+
+
+@pytest.mark.parametrize(
+    ("share", "box"),
+    [
+        (0, [[3, 4], [7, 12]]),
+        (0.05, [[2, 3], [8, 13]]),  # half a pixel of 9 columns: rounded up
+        (0.3, [[0, 1], [10, 15]]),
+        (1, [[0, 0], [15, 19]]),  # the image ends
+    ],
+)
+def test_the_box_of_the_confident_core_is_widened_for_the_unsure_rim(share, box):
+    predicted = np.zeros((16, 20), np.bool_)
+    predicted[2:9, 3:14] = True
+    reliable = EVERYWHERE.copy()
+    reliable[1:10, 2:15] = False  # a rim, one pixel inside and one outside
+    reliable[3:8, 4:13] = True
+    found = ask(predicted, reliable, box_margin_share=share)
+    assert found.box_2d.tolist() == box
+    assert np.argwhere(found.support)[[0, -1]].tolist() == [[3, 4], [7, 12]]
+    assert found.margin_px == {0: 0, 0.05: 1, 0.3: 3, 1: 9}[share]
+
+
+def test_a_box_has_a_margin_unless_it_is_asked_to_have_none():
+    assert ReliableConfig().box_margin_share > 0
 
 
 @pytest.mark.parametrize(

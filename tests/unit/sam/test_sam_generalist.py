@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -135,6 +137,8 @@ def test_prompted_slices_lie_around_the_largest_support():
     )
     box = slice_prompts(ask(support, points=(), labels=()), 2)
     assert [p.points_xy_px for p in box.slices] == [(), ()]
+    wide = slice_prompts(replace(ask(support, points=(), labels=()), margin_px=4), 2)
+    assert [p.box_xyxy_px for p in wide.slices] == [(0, 0, 11, 11), (0, 0, 10, 10)]
     # Without a box, a slice that has no click inside gets the deepest pixel first.
     clicks = slice_prompts(ask(support, points=points, labels=(1, 1, 0, 1), box=False), 2)
     assert [p.points_xy_px for p in clicks.slices] == [

@@ -174,7 +174,7 @@ def test_each_kind_of_prompt_tells_what_it_says(prompts):
     assert (region.box_2d is not None) == (prompts == "box")
     assert (region.rough is not None) == (prompts == "mask")
     if prompts == "box":
-        assert region.box_2d.tolist() == [[3, 3], [9, 8]]
+        assert region.box_2d.tolist() == [[2, 2], [10, 9]]
     elif prompts == "mask":
         # Probability 0.94 inside, 0.03 outside.
         assert float(region.rough[5, 5]) == pytest.approx(math.log(0.94 / 0.06), rel=1e-4)
