@@ -66,7 +66,12 @@ class PcswConfig(Config):
         "skip",
         description="What to do where a class is absent; full_box prompts the whole middle slice.",
     )
-    min_component_voxels: int = Field(1, ge=1, description="A smaller component is never prompted.")
+    min_component_voxels: int = Field(
+        1,
+        ge=1,
+        description="Voxels that the largest component of a window needs, or in the fallback that "
+        "of the slice; without them there is no prompt.",
+    )
 
     @model_validator(mode="before")
     @classmethod

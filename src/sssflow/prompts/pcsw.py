@@ -295,10 +295,14 @@ def _object_of_class(
 def _largest_slice(
     graph: SliceGraph, class_index: int, nodes: Ints, config: PcswConfig
 ) -> ObjectPrompts | None:
-    """Everything of the class on its slice of largest area (the lowest of equals)."""
+    """Everything of the class on its slice of largest area (the lowest of equals).
+
+    None if no component of that slice has `min_component_voxels`: many specks are no object.
+    """
     area = np.bincount(graph.node_slice[nodes], weights=graph.node_area[nodes])
     index = int(np.argmax(area))
-    if area[index] < config.min_component_voxels:
+    largest = int(graph.node_area[nodes[graph.node_slice[nodes] == index]].max())
+    if largest < config.min_component_voxels:
         return None
     _, corner, crop_hw = next(_crops(graph, nodes, [index]))
     return ObjectPrompts(

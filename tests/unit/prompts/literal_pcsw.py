@@ -52,7 +52,9 @@ def _one_class(mask: Array, k: int, tau: float, config: PcswConfig) -> ObjectPro
             return None
         areas = [int(mask[i].sum()) for i in range(slices)]
         i = areas.index(max(areas))
-        if areas[i] < config.min_component_voxels:
+        in_plane = ndimage.generate_binary_structure(2, min(_RANK[config.connectivity], 2))
+        pieces, _ = ndimage.label(mask[i], structure=in_plane)
+        if np.bincount(pieces.ravel())[1:].max() < config.min_component_voxels:
             return None
         return _object(k, 0.0, -1, 0, False, areas[i], [_slice_prompt(mask[i], i, config, False)])
     continuity, start, length, kept = window

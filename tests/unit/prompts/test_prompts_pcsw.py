@@ -156,6 +156,18 @@ def test_without_a_window_the_largest_slice_is_prompted_as_a_whole() -> None:
     assert select_prompts(scattered(), PcswConfig(fallback="skip")) == ()
 
 
+def test_many_specks_on_one_slice_are_no_object_in_the_fallback_either() -> None:
+    labels = empty(9, 40, 40)
+    for y, x in ((2, 2), (2, 34), (20, 2), (20, 34)):
+        labels[4, y : y + 2, x : x + 3] = 1  # four of six pixels
+    item = one(labels, PcswConfig(min_component_voxels=6))
+    assert (item.accepted, item.component_voxels) == (False, 24)
+    assert item.slices[0].box_xyxy_px == (2, 2, 36, 21)
+    assert select_prompts(labels, PcswConfig(min_component_voxels=7)) == ()
+    labels[4, 10:13, 10:13] = 1  # one of nine beside them
+    assert one(labels, PcswConfig(min_component_voxels=7)).component_voxels == 33
+
+
 def test_the_centre_of_a_fallback_is_the_centre_of_mass() -> None:
     item = one(scattered(), PcswConfig(point="center"))
     # x: 1+2+3 + 7+8+9 + 11 = 41, y: 3 x 1 + 3 x 10 + 0 = 33, both over 7 pixels.
