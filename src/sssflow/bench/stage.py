@@ -43,6 +43,7 @@ from sssflow.storage.digest import reference
 from sssflow.storage.lock import locked
 from sssflow.training.config import TrainConfig
 from sssflow.training.methods.registry import METHODS
+from sssflow.training.requirements import require_readable
 
 _LOG = logging.getLogger(__name__)
 RECORD_FILE = "bench.json"
@@ -110,6 +111,8 @@ def run(protocol: Protocol, config: BenchConfig, inputs: Inputs, out: Path) -> B
         given = load_contract(DatasetManifest, inputs.dataset)
         wanted = settings_of(protocol, config, keys[0]).ingest
         require_protocols_data(wanted, given, inputs.dataset)
+        for key in keys:
+            require_readable(settings_of(protocol, config, key).train, given)
     busy = UnavailableError(
         "Another benchmark is running into this folder.",
         where=out,

@@ -71,10 +71,10 @@ def require_sam2(student: SegmentationNet, config: TrainConfig) -> Sam2Segmenter
     if not isinstance(student, Sam2Segmenter) or height != width:
         raise UsageError(
             "In-loop SSS trains SAM-2 itself, on square slices.",
-            where="network.name, preprocessing.size_hw",
+            where="train.network.name, train.preprocessing.size_hw (or of warmup, baseline)",
             expected="sam2, equal sides",
             found=f"{config.network.name}, {height}x{width}",
-            action="Set network.name=sam2, or choose the method sss for other students.",
+            action="Set train.network.name=sam2, or choose the method sss for other students.",
         )
     class_taus(config.sss_in_loop.pcsw, class_numbers(student.class_count))
     return student
@@ -231,8 +231,7 @@ def clip_loss(
             bce_dice. None: all.
     """
     if kind != "bce_dice":
-        valid = torch.ones_like(weight_bhw)
-        return pseudo_label_loss(logits_bkhw, label_bhw, weight_bhw, valid, kind=kind)
+        return pseudo_label_loss(logits_bkhw, label_bhw, weight_bhw, kind=kind)
     logits = logits_bkhw.float()
     planes = logits[:, 1:] - logits[:, :1]
     target = one_hot_bkhw(label_bhw.long(), logits.shape[1])[:, 1:]

@@ -65,24 +65,25 @@ def pseudo_label_loss(
     logits_bkhw: Tensor,
     label_bhw: Tensor,
     confident_bhw: Tensor,
-    valid_bhw: Tensor,
     *,
     kind: PseudoLossKind,
 ) -> Tensor:
     """Loss of a strong view against the pseudo label, where the teacher is confident.
 
-    ce: summed over confident pixels, divided by the number of *valid* pixels (UniMatch V2): few
-    confident pixels mean a small term. dice: over confident pixels only (UniMatch V1, medical),
-    and over the classes that the teacher is confident of somewhere: early on that is often the
-    background alone, and the Dice of the others would push every foreground class to zero.
+    ce: summed over confident pixels, divided by the number of all: few confident pixels mean a
+    small term. UniMatch V2 leaves out padding; here is none, for a view that reaches beyond its
+    scan repeats the border, in image and label. dice: over confident pixels only (UniMatch V1,
+    medical), and over the classes that the teacher is confident of somewhere: early on that is
+    often the background alone, and the Dice of the others would push every foreground class to
+    zero.
     ce_dice: mean of the two. Without a confident pixel every form is exactly 0 with a gradient.
     """
     logits = logits_bkhw.float()
-    weight = (confident_bhw & valid_bhw).float()
+    weight = confident_bhw.float()
     terms = []
     if kind in ("ce", "ce_dice"):
         per_pixel = F.cross_entropy(logits, label_bhw.long(), reduction="none")
-        terms.append((per_pixel * weight).sum() / valid_bhw.sum().clamp_min(1))
+        terms.append((per_pixel * weight).sum() / max(1, weight.numel()))
     if kind in ("dice", "ce_dice"):
         one_hot = one_hot_bkhw(label_bhw.long(), logits.shape[1])
         present = (one_hot * weight[:, None]).transpose(0, 1).flatten(1).sum(1) > 0

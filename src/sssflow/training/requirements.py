@@ -13,6 +13,7 @@ from sssflow.training.checkpoint import different_keys
 from sssflow.training.config import TrainConfig
 from sssflow.training.distributed import World
 from sssflow.training.methods.base import Method
+from sssflow.volume.intensity import require_units
 
 
 def _key(name: str) -> str:
@@ -111,3 +112,13 @@ def require_same_student(
             found=f"{'; '.join(differing)} (model -> this training)",
             action="Give the training the settings of the model, or start without one.",
         )
+
+
+def require_readable(config: TrainConfig, manifest: DatasetManifest) -> None:
+    """Refuse a dataset whose images the training could not read, before any is opened.
+
+    Raises:
+        UsageError: An 8-bit image for an intensity rule in its own units.
+    """
+    for case in manifest.cases:
+        require_units(config.preprocessing.intensity, case.quantised, case.case_id)

@@ -10,10 +10,16 @@ from sssflow.bench import stage
 from sssflow.bench.config import BenchConfig
 from sssflow.bench.given import require_protocols_data
 from sssflow.bench.protocol import Protocol, load_protocol
-from sssflow.contracts.dataset import DatasetManifest, LabelledCase, Role, UnlabelledCase
+from sssflow.contracts.dataset import (
+    DatasetManifest,
+    LabelledCase,
+    Quantisation,
+    Role,
+    UnlabelledCase,
+)
 from sssflow.errors import UsageError
 from sssflow.ingest.config import IngestConfig
-from sssflow.storage.contracts import load_contract
+from sssflow.storage.contracts import load_contract, save_contract
 
 OWN = "validation: the data set's own list"
 
@@ -96,3 +102,17 @@ def test_a_bench_refuses_the_data_before_any_run(
     with pytest.raises(UsageError, match="not the protocol's"):
         stage.run(tiny_protocol, other, stage.Inputs(dataset=whole), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bench_refuses_8_bit_images_for_a_rule_in_own_units(
+    tiny_protocol: Protocol, tiny_bench: BenchConfig, whole: Path, tmp_path: Path
+) -> None:
+    given = load_contract(DatasetManifest, whole)
+    how = Quantisation(low=0.0, high=9.0, clipped_share=0.0, rms_error=0.001)
+    cases = tuple(case.model_copy(update={"quantised": how}) for case in given.cases)
+    packed = save_contract(given.model_copy(update={"cases": cases}), tmp_path / "manifest.json")
+    own = ("train.preprocessing.intensity.kind=none",)
+    config = tiny_bench.model_copy(update={"settings": own})
+    with pytest.raises(UsageError, match="stored in 8 bits"):
+        stage.run(tiny_protocol, config, stage.Inputs(dataset=packed), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -42,12 +42,11 @@ def test_a_perfect_prediction_has_almost_no_loss():
     assert float(losses.supervised_loss(logits, label)) < 1e-5
 
 
-def test_pseudo_label_cross_entropy_is_divided_by_valid_not_by_confident_pixels():
-    logits = logits_of([[0.75, 0.25], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5]])
-    label = torch.tensor([[[0, 1, 1, 1]]])
-    confident = torch.tensor([[[True, False, False, True]]])
-    valid = torch.tensor([[[True, True, True, False]]])
-    value = losses.pseudo_label_loss(logits, label, confident, valid, kind="ce")
+def test_pseudo_label_cross_entropy_is_divided_by_all_not_by_confident_pixels():
+    logits = logits_of([[0.75, 0.25], [0.5, 0.5], [0.5, 0.5]])
+    label = torch.tensor([[[0, 1, 1]]])
+    confident = torch.tensor([[[True, False, False]]])
+    value = losses.pseudo_label_loss(logits, label, confident, kind="ce")
     assert float(value) == pytest.approx(math.log(4 / 3) / 3, rel=1e-5)
 
 
@@ -55,9 +54,7 @@ def test_pseudo_label_dice_sees_confident_pixels_only():
     logits = logits_of([[0.75, 0.25], [0.1, 0.9]])
     label = torch.tensor([[[0, 0]]])
     confident = torch.tensor([[[True, False]]])
-    value = losses.pseudo_label_loss(
-        logits, label, confident, torch.ones_like(confident), kind="dice"
-    )
+    value = losses.pseudo_label_loss(logits, label, confident, kind="dice")
     e = 1e-5
     # Class 1 is in no confident pixel: it does not count.
     assert float(value) == pytest.approx(1 - (1.5 + e) / (0.5625 + 1 + e), rel=1e-5)
@@ -67,9 +64,7 @@ def test_confident_background_does_not_push_doubtful_foreground_away():
     logits = torch.zeros(1, 3, 1, 2, requires_grad=True)
     confident = torch.tensor([[[True, False]]])
     label = torch.tensor([[[0, 1]]])
-    losses.pseudo_label_loss(
-        logits, label, confident, torch.ones_like(confident), kind="ce_dice"
-    ).backward()
+    losses.pseudo_label_loss(logits, label, confident, kind="ce_dice").backward()
     assert float(logits.grad[0, :, 0, 1].abs().max()) == 0.0
     assert float(logits.grad[0, 0, 0, 0]) < 0 < float(logits.grad[0, 1, 0, 0])
     # The push on the confident pixel is equal for both absent classes: none is singled out.
@@ -81,7 +76,7 @@ def test_without_a_confident_pixel_the_loss_is_zero_and_can_be_differentiated(ki
     logits = torch.randn(2, 3, 4, 4, requires_grad=True)
     none = torch.zeros(2, 4, 4, dtype=torch.bool)
     label = torch.zeros(2, 4, 4, dtype=torch.long)
-    value = losses.pseudo_label_loss(logits, label, none, ~none, kind=kind)
+    value = losses.pseudo_label_loss(logits, label, none, kind=kind)
     value.backward()
     assert float(value.detach()) == 0.0
     assert float(logits.grad.abs().sum()) == 0.0

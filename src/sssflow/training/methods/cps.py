@@ -63,4 +63,4 @@ class Cps(Method):
 def _cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """Over every pixel: CPS has no threshold."""
     every = torch.ones_like(label, dtype=torch.bool)
-    return pseudo_label_loss(logits, label, every, every, kind="ce")
+    return pseudo_label_loss(logits, label, every, kind="ce")

@@ -44,9 +44,8 @@ class FixMatch(Method):
         weight = settings.unlabelled_weight * rising(
             step, round(settings.ramp_share * self.config.steps)
         )
-        valid = torch.ones_like(view.confident_bhw)
         unlabelled = pseudo_label_loss(
-            logits_s, view.label_bhw, view.confident_bhw, valid, kind=settings.unlabelled_loss
+            logits_s, view.label_bhw, view.confident_bhw, kind=settings.unlabelled_loss
         )
         return LossTerms(
             {"labelled": supervised_loss(logits_x, label), "unlabelled": weight * unlabelled},

@@ -74,11 +74,8 @@ class Sss(Method):
         weight = settings.unlabelled_weight * rising(
             step, round(settings.ramp_share * self.config.steps)
         )
-        valid = torch.ones_like(pseudo.confident_bhw)
         consistency = [
-            pseudo_label_loss(
-                part, v.label_bhw, v.confident_bhw, valid, kind=settings.unlabelled_loss
-            )
+            pseudo_label_loss(part, v.label_bhw, v.confident_bhw, kind=settings.unlabelled_loss)
             for part, v in zip(logits_s, views, strict=True)
         ]
         terms = {

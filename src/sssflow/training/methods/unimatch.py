@@ -48,11 +48,10 @@ class UniMatch(Method):
             strong = self.student(torch.cat([view.image_bchw for view in views]))
         logits_x = self.student(image)
 
-        valid = torch.ones_like(pseudo.confident_bhw)
         logits_s1, logits_s2 = torch.split(strong, len(weak.image_bchw))
         l_s1, l_s2, l_fp = (
             pseudo_label_loss(
-                logits, seen.label_bhw, seen.confident_bhw, valid, kind=settings.unlabelled_loss
+                logits, seen.label_bhw, seen.confident_bhw, kind=settings.unlabelled_loss
             )
             for logits, seen in ((logits_s1, views[0]), (logits_s2, views[1]), (logits_fp, pseudo))
         )
