@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +45,8 @@ def predict(
     """Segment SCANS with a trained MODEL: OUT/SCAN.nii.gz on each scan's own grid.
 
     The section `evaluate` says what is done at test time (mirror images, largest component), so
-    that the masks are those that were measured.
+    that the masks are those that were measured. OUT may hold masks of earlier calls of the same
+    models and settings, which are kept; no other file of it is replaced.
     """
     experiment = read_experiment(config, settings)
     if print_config:
@@ -57,12 +57,18 @@ def predict(
     out = need(out, "OUT", "the folder for the masks")
     from sssflow.cli.inputs import read_input
     from sssflow.contracts.model import TrainedModel
+    from sssflow.prediction import masks
 
     models = {"model": model}
     models |= {f"beside {i}": path for i, path in enumerate(beside or [], start=1)}
     does = "segments each scan, and writes its mask on its own grid"
-    checks = [partial(read_input, TrainedModel, path) for path in models.values()]
-    plan = Plan("predict", does, out, {**models, "scans": scans}, checks=checks)
+    target, place = out, scans
+
+    def look() -> None:
+        described = [read_input(TrainedModel, path) for path in models.values()]
+        masks.check(experiment.evaluate, described, place, target)
+
+    plan = Plan("predict", does, out, {**models, "scans": scans}, checks=[look])
     if not plan.start(context, dry_run=dry_run):
         return
     from sssflow.prediction import stage
@@ -73,4 +79,4 @@ def predict(
     facts: dict[str, object] = {"masks": len(found.scans), "classes": names}
     if found.warnings:
         facts["warnings"] = "; ".join(found.warnings)
-    finish(out / stage.RECORD_FILE, facts)
+    finish(out / masks.RECORD_FILE, facts)

@@ -35,7 +35,10 @@ class FailedScan(Record):
 
 
 class PredictionSet(Contract):
-    """What the predict stage made, sorted by the names of the scans; paths are relative to it."""
+    """What the predict stage made, sorted by the names of the scans; paths are relative to it.
+
+    `scans` are of all calls of these models and settings, `failed` of the last one.
+    """
 
     schema_name: ClassVar[str] = "sssflow.predictions"
 
@@ -44,4 +47,7 @@ class PredictionSet(Contract):
     class_names: tuple[str, ...]
     scans: tuple[PredictedScan, ...] = ()
     failed: tuple[FailedScan, ...] = ()
+    begun: tuple[str, ...] = Field(
+        (), description="Masks that were being written when a call ended; perhaps not there."
+    )
     warnings: tuple[str, ...] = Field((), description="What the models' descriptions warn of.")

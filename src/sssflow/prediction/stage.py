@@ -6,7 +6,6 @@ Axis letters: s slices, h rows, w columns.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,25 +21,30 @@ from sssflow.evaluation.predictions import Labels, predict_volume
 from sssflow.networks.device import choose_device
 from sssflow.networks.memory import volume_fits
 from sssflow.networks.trained import LoadedModel, load_model
-from sssflow.storage.contracts import load_contract, save_contract
-from sssflow.storage.digest import reference, sha256_file, verified_path
+from sssflow.prediction.masks import (
+    MAX_VOXELS,
+    RECORD_FILE,
+    MaskFolder,
+    empty_record,
+    mask_file,
+    refuse_among,
+)
+from sssflow.prediction.scans import FoundScans, find_scans
+from sssflow.storage.digest import reference, sha256_file
+from sssflow.storage.lock import locked
 from sssflow.volume.intensity import require_finite
 from sssflow.volume.nifti import read_nifti, unreadable, write_label_like
 
-RECORD_FILE = "predictions.json"
-MAX_VOXELS = 1 << 27
-"""Largest accepted scan, as `ingest.max_voxels`; checked before memory is taken for it."""
-
-_SUFFIXES = (".nii.gz", ".nii")
-_CHANNEL = re.compile(r"_(\d{4})$")
+_LOCK_FILE = ".lock"
 _LOG = logging.getLogger(__name__)
 
 
 def run(config: EvaluateConfig, models: Sequence[Path], scans: Path, out: Path) -> PredictionSet:
     """Segment every scan; call again to go on after an interruption or with new scans.
 
-    A scan that cannot be read or segmented is reported at the end and does not stop the others.
-    Masks that are there already, of the same bytes, models and settings, are kept.
+    A scan that cannot be read or segmented is reported at the end and does not stop the others; a
+    mask that an earlier call made of it is removed. Masks that are there already, of the same
+    bytes, are kept, and so are those of other scans: the record names them all.
 
     Args:
         config: What is done at test time, as it was measured: mirror images, largest component,
@@ -53,78 +57,24 @@ def run(config: EvaluateConfig, models: Sequence[Path], scans: Path, out: Path) 
     Raises:
         DataError: There is no scan, a model is damaged, or (after all others) a scan failed.
         UsageError: Models of different classes, scans of more than one channel, two scans of one
-            name, or `out` is the folder of the scans.
+            name, `out` is the folder of the scans, or what it holds is not to be replaced or
+            mixed with these masks; see `MaskFolder.open`. No mask was written or removed.
         UnavailableError: The disk is full or read-only.
     """
     found = find_scans(scans)
-    if out.resolve() == (scans if scans.is_dir() else scans.parent).resolve():
-        raise UsageError(
-            "Masks would lie among the scans, and be taken for scans the next time.",
-            where=out,
-            action="Name another output folder.",
-        )
+    refuse_among(scans, out)
     job = _Job(config, _load(models, config.device), out)
-    before = job.before()
-    record = job.empty()
-    for number, (name, path) in enumerate(found.items(), start=1):
-        earlier = before.pop(path.name, None)
-        try:
-            digest = _digest(path)
-            item = job.reused(earlier, digest) or job.segment(name, path, digest)
-            record = record.model_copy(update={"scans": (*record.scans, item)})
-        except DataError as error:
-            _LOG.warning("%s: %s", path.name, error.what)
-            failed = FailedScan(name=path.name, reason=error.describe())
-            record = record.model_copy(update={"failed": (*record.failed, failed)})
-        # With what is still to be looked at, so that a kill here forgets nothing.
-        waiting = [before[p.name] for p in found.values() if p.name in before]
-        standing = record.model_copy(update={"scans": (*record.scans, *waiting)})
-        save_contract(standing, out / RECORD_FILE)
-        _LOG.info("scan %d of %d: %s", number, len(found), name)
+    # The record holds what several calls made: two at once would forget each other's masks.
+    with locked(out / _LOCK_FILE, waiting=lambda: _LOG.info("waiting: another call writes here")):
+        record = job.walk(found)
     if record.failed:
         raise DataError(
-            f"{len(record.failed)} of {len(found)} scans could not be segmented.",
+            f"{len(record.failed)} of {len(found.files)} scans could not be segmented.",
             where=out / RECORD_FILE,
             found="\n".join(f"{item.name}: {item.reason}" for item in record.failed[:5]),
             action="Mend or remove these scans and run the same command again.",
         )
     return record
-
-
-def find_scans(place: Path) -> Mapping[str, Path]:
-    """Name of each mask to be made, sorted, to the file of its scan; see `run`."""
-    files = sorted(place.iterdir()) if place.is_dir() else [place]
-    found: dict[str, Path] = {}
-    for path in files:
-        suffix = next((s for s in _SUFFIXES if path.name.endswith(s)), None)
-        if suffix is None or not path.is_file():
-            continue
-        name = path.name.removesuffix(suffix)
-        channel = _CHANNEL.search(name)
-        if channel is not None and channel[1] != "0000":
-            raise UsageError(
-                "The scans have more than one channel.",
-                where=path,
-                expected="one channel per scan",
-                found=f"channel {channel[1]}",
-                action="Keep one channel in the folder: models are trained on one.",
-            )
-        name = name.removesuffix("_0000")
-        if name in found:
-            raise UsageError(
-                "Two scans would have one mask.", where=path, found=found[name].name,
-                action="Rename one of them.",
-            )  # fmt: skip
-        found[name] = path
-    if not found:
-        raise DataError(
-            "There is no scan to segment.",
-            where=place,
-            expected="a NIfTI file (.nii, .nii.gz), or a folder of them",
-            found="nothing of that kind",
-            action="Convert DICOM series to NIfTI first; name the folder that holds the files.",
-        )
-    return found
 
 
 @dataclass(frozen=True)
@@ -133,48 +83,30 @@ class _Job:
     models: tuple[LoadedModel, ...]
     out: Path
 
-    def empty(self) -> PredictionSet:
-        """The record before the first scan."""
-        about = self.models[0].description
-        return PredictionSet(
-            model_digests=tuple(model.digest for model in self.models),
-            config_digest=_treatment(self.config),
-            class_names=about.class_names,
-            warnings=tuple(w for model in self.models for w in model.description.warnings),
-        )
+    def walk(self, found: FoundScans) -> PredictionSet:
+        """Every scan in turn; the record on disk follows."""
+        empty = empty_record(self.config, [model.description for model in self.models])
+        folder = MaskFolder.open(self.out, empty, found)
+        for number, (name, path) in enumerate(found.files.items(), start=1):
+            file = mask_file(name)
+            try:
+                digest = _digest(path)
+                if not folder.has(file, digest):
+                    folder.begin(file)
+                    folder.made(file, self.segment(self.out / file, path, digest))
+            except DataError as error:
+                _LOG.warning("%s: %s", path.name, error.what)
+                folder.fail(file, FailedScan(name=path.name, reason=error.describe()))
+            folder.save()
+            _LOG.info("scan %d of %d: %s", number, len(found.files), name)
+        return folder.record
 
-    def before(self) -> dict[str, PredictedScan]:
-        """Name of each scan to what an earlier call of these models and settings made of it."""
-        path = self.out / RECORD_FILE
-        if not path.is_file():
-            return {}
-        try:
-            found = load_contract(PredictionSet, path)
-        except DataError as error:
-            _LOG.warning("%s is made again: %s", path.name, error.what)
-            return {}
-        fresh = self.empty()
-        if found.model_digests != fresh.model_digests or found.config_digest != fresh.config_digest:
-            return {}
-        return {item.name: item for item in found.scans}
-
-    def reused(self, earlier: PredictedScan | None, digest: Sha256) -> PredictedScan | None:
-        """The mask that is there already, unharmed and of a scan of the same bytes."""
-        if earlier is None or earlier.source_sha256 != digest:
-            return None
-        try:
-            verified_path(earlier.labels, base=self.out)
-        except DataError:
-            return None
-        return earlier
-
-    def segment(self, name: str, path: Path, digest: Sha256) -> PredictedScan:
+    def segment(self, file: Path, path: Path, digest: Sha256) -> PredictedScan:
         """Read, predict, write."""
         with volume_fits(path):
             volume = read_nifti(path, max_voxels=MAX_VOXELS)
             require_finite(volume.array_shw, path)
             labels = predict_volume(volume.array_shw, self.models, self.config)
-        file = self.out / f"{name}.nii.gz"
         write_label_like(file, labels, volume.grid)
         voxels = _voxels(labels, self.models[0].description.class_names)
         return PredictedScan(
@@ -205,12 +137,6 @@ def _digest(path: Path) -> Sha256:
         return sha256_file(path)
     except OSError as error:
         raise unreadable(path, error) from None
-
-
-def _treatment(config: EvaluateConfig) -> Sha256:
-    """Digest of what changes a mask: the keys of measuring and of the device do not."""
-    kept = ("window", "test_time_flips", "largest_component")
-    return EvaluateConfig.model_validate(config.model_dump(include=set(kept))).digest()
 
 
 def _voxels(labels_shw: Labels, class_names: Sequence[str]) -> dict[str, int]:

@@ -18,6 +18,8 @@ from sssflow.storage.contracts import load_contract, save_contract
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     monkeypatch.chdir(tmp_path)
+    Path("scans").mkdir()
+    Path("scans", "a.nii.gz").touch()
     return write_files(Path())
 
 
@@ -32,7 +34,7 @@ GOOD = (
     INFER,
     ["evaluate", "dataset/manifest.json", "OUT", "--model", "a=w3/model/model.json"],
     ["export", "dataset/manifest.json", "w3/model/model.json", "OUT"],
-    ["predict", "w3/model/model.json", "dataset", "OUT", "--beside", "w3/model/model.json"],
+    ["predict", "w3/model/model.json", "scans", "OUT", "--beside", "w3/model/model.json"],
     ["export", "sam2", "OUT", "--dataset", "dataset/manifest.json"],
     ["sam2", "adapt", "dataset/manifest.json", "OUT"],
     ["sam2", "pretrain", "OUT", "--dataset", "dataset/manifest.json"],
@@ -191,3 +193,18 @@ def test_what_lies_beside_is_known_by_what_it_holds(files: Files) -> None:
     assert known.prompted_by(files.manifest, out) is None
     files.sam2.unlink()
     assert known.adapted_to(files.manifest, out) is None
+
+
+def test_predict_refuses_to_replace_masks_before_it_starts(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = Path("labelsTs", "a.nii.gz")
+    truth.parent.mkdir()
+    truth.write_bytes(b"by hand")
+    for dry in ([], ["--dry-run"]):
+        assert run(["predict", "w3/model/model.json", "scans", "labelsTs", *dry]) == 64
+        told = capsys.readouterr().err
+        assert f"where: {truth}" in told
+        assert "Name another folder for the masks" in told
+    assert truth.read_bytes() == b"by hand"
+    assert list(truth.parent.iterdir()) == [truth]
