@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from sssflow.errors import DataError, UsageError
 
 _SUFFIXES = (".nii.gz", ".nii")
 _CHANNEL = re.compile(r"_(\d{4})$")
+_MASK_MARK = "_gt"
+_DICOM_MAGIC = b"DICM"
+_DICOM_MAGIC_AT = 128
+_MOST_PROBED = 200
+"""Files of a folder, and folders, that are looked at for words on why there is no scan."""
+_MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -19,9 +27,11 @@ class FoundScans:
 
     Attributes:
         files: Name of each mask to be made, without suffix and sorted, to the file of its scan.
+        masks: Files that are left out: `<scan>_gt`, beside their scans.
     """
 
     files: Mapping[str, Path]
+    masks: tuple[str, ...] = ()
 
 
 def find_scans(place: Path) -> FoundScans:
@@ -55,7 +65,11 @@ def find_scans(place: Path) -> FoundScans:
         found[name] = path
     if not found:
         raise _no_scan(place)
-    return FoundScans(found)
+    masks = [n for n in found if n.endswith(_MASK_MARK) and n.removesuffix(_MASK_MARK) in found]
+    return FoundScans(
+        {name: path for name, path in found.items() if name not in masks},
+        tuple(found[name].name for name in masks),
+    )
 
 
 def _suffix(path: Path) -> str | None:
@@ -77,10 +91,68 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _no_scan(place: Path) -> DataError:
+    below = _folders(place)[:_MOST_PROBED]
+    found, action = (
+        "nothing of that kind",
+        (
+            "Name the folder that holds the files; other formats, such as series of DICOM, "
+            "are converted to NIfTI first."
+        ),
+    )
+    near = [path for folder in (place, *below) for path in _few_files(folder)]
+    if holders := [folder.name for folder in below if any(map(_suffix, _few_files(folder)))]:
+        found = f"NIfTI files in {_listed(sorted(holders, key=_scans_first))}"
+        action = "Name one of these folders."
+    elif any(path.suffix == ".h5" for path in near):
+        found = "HDF5 files (.h5)"
+        action = ".h5 is read for training only: convert the scans to NIfTI."
+    elif any(map(_is_dicom, near)):
+        found, action = "DICOM files", "Convert every series to a NIfTI file first."
     return DataError(
         "There is no scan to segment.",
         where=place,
-        expected="a NIfTI file (.nii, .nii.gz), or a folder of them",
-        found="nothing of that kind",
-        action="Convert DICOM series to NIfTI first; name the folder that holds the files.",
+        expected="a NIfTI file (.nii, .nii.gz), or a folder that holds them itself",
+        found=found,
+        action=action,
     )
+
+
+def _folders(place: Path) -> list[Path]:
+    """Sub-folders that are not hidden; none where the place is a file."""
+    if not place.is_dir():
+        return []
+    return [path for path in _entries(place) if path.is_dir() and not path.name.startswith(".")]
+
+
+def _few_files(place: Path) -> list[Path]:
+    """Some files of a folder, or the file itself; a closed folder has none to tell of."""
+    if not place.is_dir():
+        return [place] if place.is_file() else []
+    with contextlib.suppress(OSError):
+        return list(islice(_files(place), _MOST_PROBED))
+    return []
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if path.is_file())
+
+
+def _scans_first(name: str) -> tuple[bool, bool, str]:
+    """Order of nnU-Net's folders: those that are meant to be predicted, others, masks."""
+    return name.lower().startswith("label"), name != "imagesTs", name
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _MOST_NAMED} others" if len(names) > _MOST_NAMED else ""
+    return ", ".join(f"{name}/" for name in names[:_MOST_NAMED]) + rest
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.suffix.lower() == ".dcm":
+        return True
+    if path.suffix and not path.suffix[1:].isdigit():  # unique ids end in a dot and digits
+        return False
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(_DICOM_MAGIC_AT)
+        return file.read(len(_DICOM_MAGIC)) == _DICOM_MAGIC
+    return False

@@ -51,7 +51,8 @@ def run(config: EvaluateConfig, models: Sequence[Path], scans: Path, out: Path) 
             window, slices at a time, device. The other keys are not used.
         models: `model.json` of each network; the probabilities of several are averaged.
         scans: A NIfTI file, or a folder whose NIfTI files (not those of its sub-folders) are
-            taken; `_0000` at the end of a name, nnU-Net's mark of the first channel, is dropped.
+            taken; `_0000` at the end of a name, nnU-Net's mark of the first channel, is dropped,
+            and `<scan>_gt` beside its scan is left out with a warning.
         out: Folder; gets `<scan>.nii.gz` (uint8, on the grid of its scan) and `predictions.json`.
 
     Raises:
@@ -64,6 +65,10 @@ def run(config: EvaluateConfig, models: Sequence[Path], scans: Path, out: Path) 
     found = find_scans(scans)
     refuse_among(scans, out)
     job = _Job(config, _load(models, config.device), out)
+    if found.masks:
+        _LOG.warning(
+            "%d files are left out as masks, not scans: %s", len(found.masks), _few(found.masks)
+        )
     # The record holds what several calls made: two at once would forget each other's masks.
     with locked(out / _LOCK_FILE, waiting=lambda: _LOG.info("waiting: another call writes here")):
         record = job.walk(found)
@@ -149,3 +154,7 @@ def _millilitres(voxels: Mapping[str, int], grid: Grid) -> dict[str, float] | No
         return None
     voxel_mm3 = float(np.prod(grid.spacing_shw_mm))
     return {name: count * voxel_mm3 / 1000 for name, count in voxels.items()}
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -208,3 +208,10 @@ def test_predict_refuses_to_replace_masks_before_it_starts(
         assert "Name another folder for the masks" in told
     assert truth.read_bytes() == b"by hand"
     assert list(truth.parent.iterdir()) == [truth]
+
+
+def test_predict_says_in_a_dry_run_where_the_scans_lie(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["predict", "w3/model/model.json", ".", "OUT", "--dry-run"]) == 65
+    assert "NIfTI files in scans/" in capsys.readouterr().err
