@@ -92,7 +92,11 @@ def pack(
     print_config: PrintConfigOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Verify SOURCE, split it by patient and pack it into OUT/manifest.json."""
+    """Verify SOURCE, split it by patient and pack it into OUT/manifest.json.
+
+    A dataset that lies in OUT is made again from the same source and settings, never replaced by
+    one of other settings or other cases.
+    """
     experiment = read_experiment(config, settings)
     if print_config:
         show_config(experiment)
@@ -100,6 +104,9 @@ def pack(
     source = need(source, "SOURCE", "the folder of scans")
     out = need(out, "OUT", "the folder for the dataset")
     require_scans(source, experiment.ingest.layout)
+    from sssflow.ingest.replace import refuse_other
+
+    refuse_other(experiment.ingest, source, out)
     plan = Plan(
         "data pack",
         "verifies every file, gives each patient a role and packs images and masks",

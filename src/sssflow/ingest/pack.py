@@ -7,6 +7,7 @@ folder without a manifest, which no reader takes for a dataset.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from sssflow.ingest.quantise import quantise
 from sssflow.ingest.split import AssignedCase
 from sssflow.ingest.verify import CheckedCase
 from sssflow.storage.atomic import disk_errors, fsync_folder, sweep_leftovers
-from sssflow.storage.contracts import save_contract
+from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.volume.packed import write_packed
 
 _STAGING = ".sssflow-packing"
 _MANIFEST = "manifest.json"
 _PARTS = ("images", "labels")
 _SUFFIX = ".b2nd"
+_LOG = logging.getLogger(__name__)
 
 
 class Packer:
@@ -83,10 +85,13 @@ class Packer:
     def publish(self, manifest: DatasetManifest) -> Path:
         """Move the arrays into place and write the manifest last; returns its path.
 
+        A warning says so where that replaces a dataset of another digest.
+
         Raises:
             UnavailableError: The disk is full or read-only.
         """
         path = self._out / _MANIFEST
+        former = _digest(path)
         # Written while an older dataset is still whole: from here on only names change.
         staged = save_contract(manifest, self._staging / _MANIFEST)
         with disk_errors(path):
@@ -100,6 +105,13 @@ class Packer:
             staged.rename(path)
             fsync_folder(self._out)
             self._staging.rmdir()
+        if former is not None and former != manifest.digest:
+            _LOG.warning(
+                "the dataset %s replaces the dataset %s: models, prompts and masks that were made "
+                "from the former do not fit it",
+                manifest.digest[:12],
+                former[:12],
+            )
         return path
 
     def discard(self) -> None:
@@ -110,6 +122,14 @@ class Packer:
                 shutil.rmtree(self._out / part, ignore_errors=True)
         if self._made_out and self._out.is_dir() and not any(self._out.iterdir()):
             self._out.rmdir()
+
+
+def _digest(path: Path) -> str | None:
+    """Digest of the dataset of a manifest; None without one, or if it cannot be read."""
+    try:
+        return load_contract(DatasetManifest, path).digest
+    except DataError:
+        return None
 
 
 def _refuse_foreign_files(out: Path) -> None:
