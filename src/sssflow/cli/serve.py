@@ -118,6 +118,7 @@ def up(
         admin_key=os.environ.get(ADMIN_KEY_VARIABLE),
     )
     with working("serve up"):
+        local_triton.verified_models(repository)  # before minutes of installing
         installed = ensure(environment.absolute())
         server = local_triton.up(installed, repository, state, options=options, timeout_s=timeout_s)
     facts = {
@@ -144,7 +145,14 @@ def status(state: StateOption = _STATE) -> None:
 
     server = local_triton.status(state)
     if server is None:
-        raise UnavailableError("No server runs here.", where=state)
+        words = ["sssflow", "serve", "up", "REPOSITORY"]
+        words += [] if state == _STATE else ["--state", str(state)]
+        raise UnavailableError(
+            "No server runs here.",
+            where=state,
+            expected=f"{local_triton.STATE_FILE} of a server that runs",
+            action=f"Start one: {quoted(*words)}",
+        )
     ready = local_triton.ready_models(server)
     for name, is_ready in ready.items():
         console().print(f"{name}: {'ready' if is_ready else 'not ready'}", markup=False)

@@ -116,7 +116,7 @@ def up(
         UsageError: A server of this state folder is running already.
         UnavailableError: The server is not ready in time; it was stopped.
     """
-    models = _verified_models(repository)
+    models = verified_models(repository)
     if status(state) is not None:
         raise UsageError("A server is running already.", where=state, action="Stop it first.")
     http, grpc, metrics = _ports(options)
@@ -140,6 +140,21 @@ def up(
         (state / STATE_FILE).unlink(missing_ok=True)
         raise
     return running
+
+
+def verified_models(repository: Path) -> tuple[str, ...]:
+    """Names of the models of a repository whose files were just checked.
+
+    Triton waits for ever for a Python model whose file is missing.
+
+    Raises:
+        DataError: The repository cannot be read, or a file of it is missing or changed.
+    """
+    described = load_contract(ModelRepository, repository / REPOSITORY_FILE)
+    for model in described.models:
+        for ref in model.files:
+            verified_path(ref, base=repository)
+    return tuple(model.name for model in described.models)
 
 
 def status(state: Path) -> ServerState | None:
@@ -166,15 +181,6 @@ def down(state: Path, *, exit_timeout_s: int = 30) -> bool:
 def ready_models(server: ServerState) -> dict[str, bool]:
     """Which models answer that they are ready."""
     return {name: _ok(f"{server.http_url}/v2/models/{name}/ready") for name in server.models}
-
-
-def _verified_models(repository: Path) -> tuple[str, ...]:
-    """Names of the models; Triton waits for ever for a Python model whose file is missing."""
-    described = load_contract(ModelRepository, repository / REPOSITORY_FILE)
-    for model in described.models:
-        for ref in model.files:
-            verified_path(ref, base=repository)
-    return tuple(model.name for model in described.models)
 
 
 def _start(words: list[str], variables: dict[str, str], state: Path) -> subprocess.Popen[bytes]:
