@@ -224,7 +224,7 @@ def test_a_hostile_file_name_is_refused_and_shown_harmless(tmp_path: Path, name:
     root = tmp_path / "scans"
     cohort(root)
     (root / "imagesTr" / f"c{name}_0000.nii.gz").write_bytes(gzip.compress(image_bytes(9)))
-    mask = np.zeros(SHAPE, np.uint8)
+    mask = np.ones(SHAPE, np.uint8)
     (root / "labelsTr" / f"c{name}.nii.gz").write_bytes(gzip.compress(label_bytes(mask)))
     if name in ("..hidden", "-rf"):  # sound behind a letter: they must stay inside
         manifest = stage.run(CONFIG, root, tmp_path / "out")

@@ -201,7 +201,8 @@ def _walk(
             names = ", ".join(fact.case_id for fact in same)
             outcome.notes.append(f"{names}: the same image under different patients")
     outcome.notes.extend(_empty_masks(outcome.facts))
-    unseen = _unseen_classes(outcome.facts, dataset.class_names)
+    # A case with a problem is not among the facts: what the others lack, it may show.
+    unseen = () if outcome.problems else _unseen_classes(outcome.facts, dataset.class_names)
     if unseen and len(unseen) == classes - 1:
         outcome.problems.append(_nothing_to_learn())
     elif unseen:
