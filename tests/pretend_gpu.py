@@ -174,6 +174,8 @@ def _require_one_device(func: Any, name: str, args: Any, parts: Any, *, on_gpu: 
     if name in _MAY_CROSS:
         return
     if name in _INDEXED and isinstance(args[0], OnGpu):
+        if any(isinstance(p, torch.Tensor) and _has_no_values(p) for p in parts):
+            raise TwoDevicesError(f"{name}: a list as index is made past every mode")
         parts = [args[0], *args[2:]]  # an index from the processor is taken along
     small = torch.Tag.pointwise in func.tags or name in _INDEXED
     other = [
@@ -186,6 +188,10 @@ def _require_one_device(func: Any, name: str, args: Any, parts: Any, *, on_gpu: 
     if on_gpu and other:
         shapes = [tuple(part.shape) for part in other]
         raise TwoDevicesError(f"{name}: tensors of the processor among the GPU's, shapes {shapes}")
+
+
+def _has_no_values(part: torch.Tensor) -> bool:
+    return part.device == DEVICE and not isinstance(part, OnGpu)
 
 
 def _count(name: str, args: Any, *, crossing: bool, on_gpu: bool) -> None:

@@ -91,7 +91,8 @@ class ClipMasks:
     def asked_tk(self, class_count: int) -> Tensor:
         """Which of k classes were asked for on which slice; the background wherever any was."""
         asked = self.answered_nt.new_zeros((self.answered_nt.shape[1], class_count))
-        asked[:, list(self.class_index)] = self.answered_nt.T
+        for row, number in enumerate(self.class_index):
+            asked[:, number] = self.answered_nt[row]
         asked[:, 0] = self.answered_nt.any(0)
         return asked
 

@@ -75,7 +75,8 @@ class Sam2Generalist:
         for members in group_by_points(prompts):
             group = [prompts[i] for i in members]
             rows = [regions[i].sample for i in members]
-            logits[members], iou[members] = self._ask(maps, small_byx, rows, group, window)
+            here = torch.tensor(members, device=image.device)
+            logits[here], iou[here] = self._ask(maps, small_byx, rows, group, window)
         return window.paste(logits, (image.shape[-2], image.shape[-1])), iou
 
     def _ask(

@@ -104,9 +104,10 @@ def test_the_generalist_goes_where_the_student_is(network, prompts, prepared, ti
     config = tiny_config(method="semisam", network=network, preprocessing=rules, semisam=settings)
     with pretended():
         run = prepared(config)
-        terms, _ = train_step(run, 0)
+        terms, found = train_step(run, 0)
         assert float(sum(v for k, v in terms.facts.items() if k.startswith("accepted"))) > 0
         assert all(isinstance(p, OnGpu) for p in run.method.generalist._model.parameters())
+    assert found == pytest.approx(train_step(prepared(config), 0)[1], rel=0.02)
 
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter.*")  # it does copy here
@@ -178,6 +179,8 @@ def test_what_a_gpu_refuses_is_refused_by_the_pretended_one():
         with pytest.raises(TwoDevicesError):
             torch.zeros(4)[torch.tensor([1], device=DEVICE)]
         assert image.flatten()[torch.tensor([1])].tolist() == [0.0]
+        with pytest.raises(TwoDevicesError, match="a list as index"):
+            image[0, 0][[1, 3]] = torch.ones(2, 4, device=DEVICE)
         with pytest.raises(TwoDevicesError, match="generator"):
             torch.rand(3, generator=PretendGenerator(DEVICE))
         with pytest.raises(TwoDevicesError, match="generator"):
