@@ -15,7 +15,7 @@ from sssflow.errors import DataError
 from sssflow.sam.scenes import Scene, draw_scene
 from sssflow.sam.shapes import Floats, Random, linear_matrix
 from sssflow.storage.contracts import load_contract
-from sssflow.volume.intensity import normalise
+from sssflow.volume.intensity import normalise, require_units
 from sssflow.volume.packed import read_packed
 
 
@@ -102,6 +102,7 @@ def labelled_source(
 
     Raises:
         DataError: The manifest or a file cannot be read, or there is no labelled case.
+        UsageError: An 8-bit image for a rule in its own units.
     """
     manifest = load_contract(DatasetManifest, manifest_path)
     cases = manifest.labelled(Role.LABELLED)
@@ -125,9 +126,11 @@ def _read(
     case: LabelledCase, base: Path, intensity: IntensityRule | None
 ) -> tuple[Floats, NDArray[np.integer]]:
     shape = case.grid.shape_shw
+    rule = intensity_rule(case.modality, intensity)
+    require_units(rule, case.quantised, case.case_id)
     image = read_packed(case.image, base=base, shape=shape)
     label = read_packed(case.label, base=base, shape=shape)
-    return normalise(image, intensity_rule(case.modality, intensity)), label.astype(np.int64)
+    return normalise(image, rule), label.astype(np.int64)
 
 
 def _random_crop(

@@ -12,8 +12,9 @@ from sssflow.evaluation import stage as evaluation
 from sssflow.evaluation.config import EvaluateConfig
 from sssflow.prompts import stage as prompts
 from sssflow.prompts.config import PromptConfig
+from sssflow.sam import adapt
 from sssflow.sam import stage as sam
-from sssflow.sam.config import SamConfig
+from sssflow.sam.config import AdaptConfig, SamConfig
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.training import stage
 
@@ -57,3 +58,5 @@ def test_sam2_does_not_see_it_by_such_a_rule(eight_bit, tiny_config, tmp_path):
     asked = tmp_path / "prompts" / "prompts.json"
     with pytest.raises(UsageError, match=REFUSED):
         sam.run(config, eight_bit, asked, tmp_path / "masks")
+    with pytest.raises(UsageError, match=REFUSED):
+        adapt.run(AdaptConfig(steps=1), config, eight_bit, tmp_path / "adapted")
