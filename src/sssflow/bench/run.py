@@ -202,8 +202,8 @@ def needs_masks(config: TrainConfig, class_count: int) -> bool:
 def make_chain(order: RunOrder, say: Say) -> Chain:
     """Warm-up, adaptation of SAM-2, prompts and masks; parts that are whole are taken over.
 
-    What is missing or damaged is made again, of the masks only those. Another
-    process that makes the same chain is waited for.
+    What is missing or damaged is made again, of the masks only those. Another process that makes
+    the same chain is waited for.
     """
     settings, warmup = order.experiment, warmup_of(order)
     chain = Chain(steps=warmup.steps)

@@ -59,12 +59,7 @@ def check(
         return
     source = need(source, "SOURCE", "the folder of scans")
     require_scans(source, experiment.ingest.layout)
-    plan = Plan(
-        "data check",
-        "reads the scans and lists all problems",
-        None,
-        {"source": source},
-    )
+    plan = Plan("data check", "reads the scans and lists all problems", None, {"source": source})
     if not plan.start(context, dry_run=dry_run):
         return
     from sssflow.ingest import stage

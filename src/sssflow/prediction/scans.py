@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 
 from sssflow.errors import DataError, UsageError
+from sssflow.volume.nifti import NIFTI_ENDINGS
 
-_SUFFIXES = (".nii.gz", ".nii")
 _CHANNEL = re.compile(r"_(\d{4})$")
 _MASK_MARK = "_gt"
 _DICOM_MAGIC = b"DICM"
@@ -74,7 +74,7 @@ def find_scans(place: Path) -> FoundScans:
 
 def _suffix(path: Path) -> str | None:
     """`.nii.gz` or `.nii` of a file that has one."""
-    suffix = next((s for s in _SUFFIXES if path.name.endswith(s)), None)
+    suffix = next((s for s in NIFTI_ENDINGS if path.name.endswith(s)), None)
     return suffix if suffix is not None and path.is_file() else None
 
 

@@ -39,6 +39,8 @@ _Header2: Any = nib.Nifti2Header
 _Image1: Any = nib.Nifti1Image
 _Image2: Any = nib.Nifti2Image
 
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+"""How names of NIfTI files end, in small letters; the usual one first."""
 _AXES = (2, 1, 0)
 _LARGEST_OFFSET = 1 << 24
 _LARGEST_TRAILER = 1 << 16

@@ -8,7 +8,6 @@ from pathlib import Path
 from sssflow.contracts.dataset import Modality
 from sssflow.errors import DataError
 from sssflow.ingest.layouts.base import (
-    NIFTI_ENDINGS,
     Findings,
     Layout,
     LayoutOptions,
@@ -20,6 +19,7 @@ from sssflow.ingest.layouts.base import (
     unread_folders,
     visible,
 )
+from sssflow.volume.nifti import NIFTI_ENDINGS
 
 CLASS_NAMES = ("background", "RV", "MYO", "LV")
 

@@ -21,7 +21,6 @@ from sssflow.volume.h5 import read_h5
 from sssflow.volume.nifti import read_nifti
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-NIFTI_ENDINGS = (".nii.gz", ".nii")
 _SLICE_AXES = (0, 1, 2)
 _LARGEST_LIST_BYTES = 1 << 24
 _NOBODYS = "lost+found"  # at the root of a disk, for root alone: a pod meets it on its claim

@@ -17,7 +17,6 @@ import numpy as np
 from sssflow.contracts.dataset import Modality
 from sssflow.errors import DataError
 from sssflow.ingest.layouts.base import (
-    NIFTI_ENDINGS,
     Findings,
     Layout,
     LayoutOptions,
@@ -31,6 +30,7 @@ from sssflow.ingest.layouts.base import (
     visible,
 )
 from sssflow.volume.geometry import Array, Volume
+from sssflow.volume.nifti import NIFTI_ENDINGS
 
 CLASS_NAMES = ("background", "EDH", "IPH", "IVH", "SAH", "SDH")
 

@@ -14,7 +14,6 @@ from typing import Any
 from sssflow.contracts.dataset import Modality
 from sssflow.errors import DataError, UsageError
 from sssflow.ingest.layouts.base import (
-    NIFTI_ENDINGS,
     Findings,
     Layout,
     LayoutOptions,
@@ -26,6 +25,7 @@ from sssflow.ingest.layouts.base import (
     unread_folders,
     visible,
 )
+from sssflow.volume.nifti import NIFTI_ENDINGS
 
 TREE = """\
 <root>/
