@@ -46,7 +46,7 @@ def find_scans(place: Path) -> FoundScans:
         suffix = _suffix(path)
         if suffix is None:
             continue
-        name = path.name.removesuffix(suffix)
+        name = path.name[: -len(suffix)]
         channel = _CHANNEL.search(name)
         if channel is not None and channel[1] != "0000":
             raise UsageError(
@@ -73,8 +73,8 @@ def find_scans(place: Path) -> FoundScans:
 
 
 def _suffix(path: Path) -> str | None:
-    """`.nii.gz` or `.nii` of a file that has one."""
-    suffix = next((s for s in NIFTI_ENDINGS if path.name.endswith(s)), None)
+    """`.nii.gz` or `.nii`, in letters of any case, of a file that has one."""
+    suffix = next((s for s in NIFTI_ENDINGS if path.name.lower().endswith(s)), None)
     return suffix if suffix is not None and path.is_file() else None
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from sssflow.contracts.base import Sha256
 from sssflow.contracts.dataset import Grid
 from sssflow.contracts.prediction import FailedScan, PredictedScan, PredictionSet
-from sssflow.errors import DataError, UsageError
+from sssflow.errors import DataError, UnavailableError, UsageError
 from sssflow.evaluation.config import EvaluateConfig
 from sssflow.evaluation.predictions import Labels, predict_volume
 from sssflow.networks.device import choose_device
@@ -60,7 +60,7 @@ def run(config: EvaluateConfig, models: Sequence[Path], scans: Path, out: Path) 
         UsageError: Models of different classes, scans of more than one channel, two scans of one
             name, `out` is the folder of the scans, or what it holds is not to be replaced or
             mixed with these masks; see `MaskFolder.open`. No mask was written or removed.
-        UnavailableError: The disk is full or read-only.
+        UnavailableError: The disk is full or read-only, or another call is writing into `out`.
     """
     found = find_scans(scans)
     refuse_among(scans, out)
@@ -70,7 +70,12 @@ def run(config: EvaluateConfig, models: Sequence[Path], scans: Path, out: Path) 
             "%d files are left out as masks, not scans: %s", len(found.masks), _few(found.masks)
         )
     # The record holds what several calls made: two at once would forget each other's masks.
-    with locked(out / _LOCK_FILE, waiting=lambda: _LOG.info("waiting: another call writes here")):
+    busy = UnavailableError(
+        "Another call is writing masks into this folder.",
+        where=out,
+        action="Wait for it to end, or choose another folder.",
+    )
+    with locked(out / _LOCK_FILE, refusal=busy):
         record = job.walk(found)
     if record.failed:
         raise DataError(

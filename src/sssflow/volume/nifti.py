@@ -116,7 +116,7 @@ def write_label_like(path: Path, label_shw: NDArray[np.integer[Any]], grid: Grid
 
 def _read(raw: BinaryIO, path: Path, max_voxels: int) -> Volume:
     stream: Any = raw
-    if path.name.endswith(".gz"):
+    if path.name.lower().endswith(".gz"):
         if raw.read(2) != _GZIP_MAGIC:
             raise DataError(
                 "The file is not what its name says.",

@@ -8,10 +8,11 @@ import pytest
 from prediction_files import SHAPE_XYZ, make_model, write_scan
 
 from sssflow.contracts.prediction import PredictionSet
-from sssflow.errors import DataError, UsageError
+from sssflow.errors import DataError, UnavailableError, UsageError
 from sssflow.evaluation.config import EvaluateConfig
 from sssflow.prediction import masks, stage
 from sssflow.storage.contracts import load_contract
+from sssflow.storage.lock import locked
 
 CONFIG = EvaluateConfig(device="cpu")
 
@@ -62,6 +63,16 @@ def test_a_mask_that_was_corrected_by_hand_is_kept(model, scans, tmp_path):
     with pytest.raises(UsageError, match="changed since"):
         stage.run(CONFIG, [model], scans / "a.nii", out)
     assert (out / "a.nii.gz").read_bytes() == before["a.nii.gz"]
+
+
+def test_a_second_call_into_the_folder_is_refused_while_one_writes(model, scans, tmp_path):
+    out = tmp_path / "out"
+    stage.run(CONFIG, [model], scans / "a.nii", out)
+    before = content(out)
+    with locked(out / ".lock"), pytest.raises(UnavailableError, match="Another call is writing"):
+        stage.run(CONFIG, [model], scans, out)
+    assert content(out) == before
+    assert names_of(stage.run(CONFIG, [model], scans, out)) == ["a.nii", "b_0000.nii.gz"]
 
 
 def test_the_record_names_the_masks_of_all_calls(model, scans, tmp_path):

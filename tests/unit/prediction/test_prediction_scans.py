@@ -7,7 +7,7 @@ import logging
 import pytest
 from prediction_files import write_scan
 
-from sssflow.errors import DataError
+from sssflow.errors import DataError, UsageError
 from sssflow.evaluation.config import EvaluateConfig
 from sssflow.prediction import stage
 from sssflow.prediction.scans import find_scans
@@ -38,6 +38,20 @@ def test_folders_that_hold_the_scans_are_named(tmp_path):
     for i in range(9):
         touch(tmp_path, f"patient{i}/a.nii.gz")
     assert "patient4/ and 6 others" in refusal(tmp_path).found
+
+
+def test_endings_are_read_in_letters_of_any_case(model, tmp_path):
+    (tmp_path / "scans").mkdir()
+    write_scan(tmp_path / "scans" / "a_0000.nii.gz")
+    (tmp_path / "scans" / "a_0000.nii.gz").rename(tmp_path / "scans" / "A_0000.NII.GZ")
+    write_scan(tmp_path / "scans" / "b.nii")
+    (tmp_path / "scans" / "b.nii").rename(tmp_path / "scans" / "B.Nii")
+    assert sorted(find_scans(tmp_path / "scans").files) == ["A", "B"]
+    found = stage.run(CONFIG, [model], tmp_path / "scans", tmp_path / "out")
+    assert [item.labels.uri for item in found.scans] == ["A.nii.gz", "B.nii.gz"]
+    write_scan(tmp_path / "scans" / "A.nii.gz")
+    with pytest.raises(UsageError, match="Two scans would have one mask"):
+        find_scans(tmp_path / "scans")
 
 
 @pytest.mark.parametrize("name", ["a.h5", "A1/mri_norm2.h5"])
