@@ -51,7 +51,8 @@ ROOMS = {
 ROOT_MODULES = {
     "__init__": set(),
     "errors": set(),
-    "configuration": {"errors"},
+    "configuration": {"errors", "refusals"},
+    "refusals": {"errors"},
     "experiment": {"errors", "configuration"},
 }
 
@@ -190,4 +191,4 @@ def test_the_command_line_starts_without_the_rooms() -> None:
         "import sys, sssflow.cli.main;"
         "print(sorted({m.split('.')[1] for m in sys.modules if m.startswith('sssflow.')}))"
     )
-    assert printed(code) == "['cli', 'configuration', 'errors', 'storage']"
+    assert printed(code) == "['cli', 'configuration', 'errors', 'refusals', 'storage']"
