@@ -73,7 +73,13 @@ class WeakConfig(Config):
     shear: float = Field(0.1, ge=0, lt=1, description="Largest shear, both ways.")
     translation: float = Field(0.08, ge=0, lt=1, description="Largest shift, share of the side.")
     elastic_probability: float = Field(0.2, ge=0, le=1, description="Smooth random displacement.")
-    elastic_px: float = Field(4.0, ge=0, le=64, description="Standard deviation of displacement.")
+    elastic_share: float = Field(
+        1 / 64,
+        ge=0,
+        le=0.25,
+        description="Standard deviation of displacement, share of the side; with 6 nodes 0.02 "
+        "folds no image and 0.06 nearly every one.",
+    )
     elastic_nodes: int = Field(6, ge=2, le=64, description="Control points along each side.")
 
 

@@ -210,8 +210,7 @@ def _elastic_bhwg(shape_bhw: tuple[int, int, int], config: WeakConfig, g: Genera
     coarse = torch.randn((count, 2, nodes, nodes), generator=g, device=g.device)
     on = chosen(count, config.elastic_probability, g).float()[:, None, None, None]
     smooth = F.interpolate(coarse * on, (height, width), mode="bicubic", align_corners=True)
-    to_grid = _pair(2 / width, 2 / height, g.device) * config.elastic_px
-    return smooth.permute(0, 2, 3, 1) * to_grid
+    return smooth.permute(0, 2, 3, 1) * (2 * config.elastic_share)
 
 
 @functools.lru_cache(maxsize=64)

@@ -59,7 +59,7 @@ def test_quarter_turns_of_a_square_are_exact():
 
 
 def test_image_label_and_soft_mask_stay_on_each_other_under_every_transform():
-    config = WeakConfig(affine_probability=1.0, elastic_probability=1.0, elastic_px=2.0)
+    config = WeakConfig(affine_probability=1.0, elastic_probability=1.0, elastic_share=0.05)
     shape = disc(48, 40, (20, 24), 8)
     image = shape[None, None].repeat(16, 1, 1, 1)
     label = (2 * shape[None]).to(torch.uint8).repeat(16, 1, 1)
@@ -72,6 +72,24 @@ def test_image_label_and_soft_mask_stay_on_each_other_under_every_transform():
     disagree = ((moved > 0.5) != (hard == 2)).float().mean((1, 2))
     assert float(disagree.max()) < 0.02
     assert not torch.allclose(moved[0], moved[1])
+
+
+@pytest.mark.parametrize("share", [WeakConfig().elastic_share, 0.02], ids=["default", "geometric"])
+def test_displacements_fold_no_image_and_are_the_same_share_at_every_size(share):
+    """At 64 pixels, 4 pixels folded 98 % of the displaced images: labels no anatomy has."""
+    config = STILL.model_copy(update={"elastic_probability": 1.0, "elastic_share": share})
+    largest = []
+    for size in (32, 64, 256):
+        rows = torch.linspace(0, 1, size)[:, None].expand(size, size)
+        places = torch.stack([rows, rows.T]).repeat(64, 1, 1, 1)
+        moved = weak_geometry((64, size, size), config, generator(2)).image(places)
+        inner = moved[..., size // 8 : -size // 8, size // 8 : -size // 8]
+        y, x = inner[:, 0], inner[:, 1]
+        by_row, by_column = (lambda p: p.diff(dim=1)[..., 1:]), (lambda p: p.diff(dim=2)[:, 1:])
+        area = by_row(y) * by_column(x) - by_column(y) * by_row(x)
+        assert float(area.min()) > 0
+        largest.append(float((moved - places).abs().max()))
+    assert largest == pytest.approx([largest[-1]] * 3, rel=0.1)
 
 
 def test_the_box_of_a_disc_moves_with_the_view():

@@ -73,7 +73,7 @@ def test_an_oblong_patch_gets_half_turns_only():
 
 
 def test_the_plane_geometry_is_one_for_all_slices_and_for_image_and_label():
-    config = WeakConfig(affine_probability=1.0, elastic_probability=1.0, elastic_px=1.0)
+    config = WeakConfig(affine_probability=1.0, elastic_probability=1.0, elastic_share=0.04)
     square = torch.zeros(24, 24)
     square[8:17, 7:15] = 1
     image = square[None, None, None].repeat(8, 1, 5, 1, 1)
