@@ -46,6 +46,7 @@ def train(
         manifest, manifest_path = task.read(DatasetManifest, dataset)
         mask_sets = masks_for_training(task.read_all(MaskSet, masks), manifest)
         started = task.read(RunRecord, start) if start else None
+        weights = None if started else config.network.weights_file
         out = task.folder(
             {
                 "config": config.digest(),
@@ -53,6 +54,8 @@ def train(
                 "start": started[0].model.sha256 if started else "",
                 "generalist": asked.digest() if asked else "",
                 "generalist weights": task.file_digest(asked.weights if asked else None),
+                # Only where there is one: results of runs without it keep their name.
+                **({"student weights": task.file_digest(weights)} if weights else {}),
                 **{f"masks {i}": found.digest for i, (found, _) in enumerate(mask_sets)},
             }
         )

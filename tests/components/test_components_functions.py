@@ -192,3 +192,67 @@ def test_the_rule_of_intensities_is_part_of_what_an_adaptation_is_known_by(
             "dataset": manifest.digest,
         }
         assert (asked == [task.folder(before)]) is (intensity is None)
+
+
+def test_weights_of_a_student_replaced_under_their_name_are_another_training(
+    tmp_path: Path, dataset: str, monkeypatch
+) -> None:
+    asked: list[Path] = []
+
+    def run(_config: object, _dataset: Path, out: Path, **_given: object) -> None:
+        asked.append(out)
+        raise DataError("that is enough")
+
+    monkeypatch.setattr("sssflow.training.stage.run", run)
+    weights = tmp_path / "sam2.pt"
+    network = {"name": "sam2", "sam2": {"weights": str(weights)}}
+    settings = {"method": "supervised", "network": network}
+    config = json.dumps({"baseline": {**settings, "preprocessing": {"size_hw": (64, 64)}}})
+    for content in (b"one", b"two", b"one"):
+        weights.write_bytes(content)
+        with pytest.raises(SystemExit):
+            train.python_func(
+                config_json=config,
+                section="baseline",
+                dataset=dataset,
+                masks=[],
+                start="",
+                store_uri=str(tmp_path / "store"),
+                model=StubArtifact(tmp_path / "model"),
+                metrics=StubArtifact(tmp_path / "metrics"),
+            )
+    assert asked[0] == asked[2] != asked[1]
+
+
+def test_a_student_without_weights_of_its_own_is_known_by_what_it_always_was(
+    tmp_path: Path, dataset: str, monkeypatch
+) -> None:
+    asked: list[Path] = []
+
+    def run(_config: object, _dataset: Path, out: Path, **_given: object) -> None:
+        asked.append(out)
+        raise DataError("that is enough")
+
+    monkeypatch.setattr("sssflow.training.stage.run", run)
+    store = str(tmp_path / "store")
+    with pytest.raises(SystemExit):
+        train.python_func(
+            config_json=EXPERIMENT,
+            section="baseline",
+            dataset=dataset,
+            masks=[],
+            start="",
+            store_uri=store,
+            model=StubArtifact(tmp_path / "model"),
+            metrics=StubArtifact(tmp_path / "metrics"),
+        )
+    with component_task("train", "baseline", store) as task:
+        manifest, _ = task.read(DatasetManifest, dataset)
+        before = {
+            "config": parse_experiment(EXPERIMENT).baseline.digest(),
+            "dataset": manifest.digest,
+            "start": "",
+            "generalist": "",
+            "generalist weights": "",
+        }
+        assert asked == [task.folder(before)]

@@ -64,6 +64,12 @@ class NetworkConfig(Config):
         """What the sides of the input must be multiples of."""
         return 32 if self.name == "sam2" else int(2 ** (self.levels - 1))
 
+    @property
+    def weights_file(self) -> str | None:
+        """The file that a fresh student starts from, where the settings name one."""
+        named = self.name == "sam2" and self.sam2.weights not in ("packaged", "random")
+        return self.sam2.weights if named else None
+
     @model_validator(mode="after")
     def _name_knows_the_dimensions(self) -> Self:
         known = _ONLY.get(self.name)
