@@ -90,7 +90,7 @@ class Scans:
             DataError: No case has a role that is asked for.
         """
         wanted = config.roles or self._default_roles()
-        cases = [case for role in wanted for case in self.manifest.labelled(role)]
+        cases = [case for role in set(wanted) for case in self.manifest.labelled(role)]
         if not cases:
             raise DataError(
                 "No case can be measured.",

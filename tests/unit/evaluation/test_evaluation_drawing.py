@@ -148,3 +148,13 @@ def test_many_slices_are_thinned_evenly() -> None:
     )
     assert built.slices == tuple(range(0, 40, 3))
     assert built.slice_count == 40
+
+
+def test_a_sprite_is_no_taller_than_a_jpeg_can_be() -> None:
+    # The most that the settings allow: 200 slices of 512 pixels would be 102,400 pixels.
+    image, empty = np.zeros((200, 8, 8), dtype=np.float32), np.zeros((200, 8, 8), dtype=np.uint8)
+    built = build_case(
+        ViewerInput("c", "", image, empty, {}, None, (1.0, 1.0)), side_px=512, max_slices=200
+    )
+    assert (len(built.slices), built.slices[0], built.slices[-1]) == (63, 0, 199)
+    assert all(decode(layer).size == (512, 63 * 512) for layer in built.layers)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from importlib.resources import files
+
 import pytest
 
 from sssflow.contracts.evaluation import Figure, PairedGain
 from sssflow.evaluation.report import words
-from sssflow.evaluation.report.charts import Group, Line, line_chart, strip_chart
+from sssflow.evaluation.report.charts import COLOURS, Group, Line, line_chart, strip_chart
 
 
 def gain(value: float, low: float | None, high: float | None, p: float | None) -> PairedGain:
@@ -98,3 +101,15 @@ def test_a_chart_joins_only_cases_that_both_models_have() -> None:
     )
     assert chart.count('class="pair"') == 1
     assert chart.count("<circle") == 4
+
+
+def test_a_seventh_model_has_a_colour_of_the_style_sheet() -> None:
+    names = [f"model{number}" for number in range(7)]
+    strips = strip_chart([Group("RV", {name: [0.5] for name in names})], names, label="")
+    lines = [Line(name, [(10, 0.2)]) for name in names]
+    curves = line_chart(lines, label="", x_name="step", series=names)
+    assert (strips.count('class="dot m0"'), curves.count('class="curve m0"')) == (2, 2)
+    style = (files("sssflow.evaluation.report") / "template" / "style.css").read_text()
+    known = {f"m{number}" for number in range(COLOURS)}
+    assert set(re.findall(r"\.chart \.(m\d+) ", style)) == known
+    assert set(re.findall(r"\.key\.(m\d+) ", style)) == known

@@ -68,6 +68,19 @@ def test_the_test_patients_are_measured_and_the_role_is_said(
     assert "6 test cases of 3 patients" in (out / "report.html").read_text()
 
 
+def test_a_role_named_twice_is_measured_once(place: Place, tmp_path: Path) -> None:
+    twice = FAST.model_copy(update={"roles": ("test", "test", "validation")})
+    summary = stage.run(twice, place.manifest_path, place.models, tmp_path)
+    assert (summary.cases, summary.patients) == (8, 4)
+
+
+def test_seven_models_have_colours_that_the_style_sheet_knows(place: Place, tmp_path: Path) -> None:
+    models = {f"model{number}": place.models["sss"] for number in range(7)}
+    stage.run(FAST, place.manifest_path, models, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert set(re.findall(r'class="key (m\d+)"', page)) == {f"m{number}" for number in range(6)}
+
+
 def test_every_file_is_named_by_digest_and_the_summary_reads_back(
     done: tuple[EvaluationSummary, Path],
 ) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 860.0, 52.0, 12.0, 14.0
+COLOURS = 6
+"""Of models in the style sheet; a seventh model takes the first again."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def strip_chart(groups: Sequence[Group], series: Sequence[str], *, label: str) -
         )
         parts += _pairs(frame, xs, [group.values[name] for name in series])
         for i, name in enumerate(series):
-            parts += _dots(frame, xs[i], group.values[name], i)
+            parts += _dots(frame, xs[i], group.values[name], i % COLOURS)
     return _svg(frame.height, parts, label)
 
 
@@ -74,7 +76,7 @@ def line_chart(lines: Sequence[Line], *, label: str, x_name: str, series: Sequen
         parts.append(_text(place(last * share), frame.height - 18, text, anchor))
     parts.append(_text(_WIDTH / 2, frame.height - 3, x_name, "middle"))
     for line in lines:
-        colour = series.index(line.name) if line.name in series else 0
+        colour = series.index(line.name) % COLOURS if line.name in series else 0
         path = " ".join(f"{place(x):.1f},{frame.y(y):.1f}" for x, y in line.points)
         parts.append(f'<polyline class="curve m{colour}" points="{path}"/>')
         for x, y in line.points:

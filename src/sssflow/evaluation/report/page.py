@@ -15,7 +15,7 @@ from sssflow.contracts.run import RunRecord
 from sssflow.evaluation.drawing import hex_colour
 from sssflow.evaluation.metrics import SSL4MIS_NAMES, ClassMeasures, Presence
 from sssflow.evaluation.report import words
-from sssflow.evaluation.report.charts import Group, Line, line_chart, strip_chart
+from sssflow.evaluation.report.charts import COLOURS, Group, Line, line_chart, strip_chart
 from sssflow.evaluation.report.sprites import ViewerCase
 from sssflow.evaluation.results import ModelResult, worst_first
 
@@ -83,6 +83,7 @@ def render(page: PageInput, *, dropped: int = 0) -> str:
         viewer=page.viewer,
         prompted=any(case.layer("prompts") for case in page.viewer),
         dropped=dropped,
+        model_colours=COLOURS,
         colours=[(name, hex_colour(i)) for i, name in enumerate(summary.class_names) if i],
         masks=[_mask_row(m.masks, m.cases, m.coarse, m.sam2, m.gain) for m in summary.sam2],
         provenance=_provenance(page),

@@ -30,6 +30,8 @@ from sssflow.evaluation.drawing import (
 )
 
 _FILL_ALPHA = 72
+_LONGEST_PX = 32_767
+"""Of a sprite: a JPEG ends at 65,500 pixels, and browsers draw fewer."""
 _WHITE = 2 * len(PALETTE) + 1
 _BLACK = _WHITE + 1
 
@@ -99,8 +101,8 @@ class ViewerInput:
 def build_case(view: ViewerInput, *, side_px: int, max_slices: int) -> ViewerCase:
     """Draw every layer of a case."""
     count = view.image_shw.shape[0]
-    slices = _thinned(count, max_slices)
     size = fit_size(view.truth_shw.shape[1:], view.spacing_hw, side_px)
+    slices = _thinned(count, min(max_slices, _LONGEST_PX // size[0]))
     limits = display_range(view.image_shw)
     images = [resize_grey(grey(view.image_shw[i], limits), size) for i in slices]
     truth = [_codes_of_truth(view.truth_shw[i], size) for i in slices]
