@@ -24,16 +24,26 @@ def volume_fits(where: Path | str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch's refusals are RuntimeErrors
-        text = str(error)
-        refused = isinstance(error, MemoryError) or lacks_gpu_memory(error)
-        if not refused and "can't allocate memory" not in text:
+        if not lacks_memory(error):
             raise
         raise DataError(
             "The volume does not fit into memory.",
             where=where,
-            found=text.partition("Error code")[0].strip() or type(error).__name__,
+            found=refusal_text(error),
             action="Crop or resample it, use a machine with more memory, or run less beside it.",
         ) from error
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether the machine or a GPU refused memory."""
+    if isinstance(error, MemoryError) or lacks_gpu_memory(error):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def refusal_text(error: Exception) -> str:
+    """What was refused, in the words of numpy or torch."""
+    return str(error).partition("Error code")[0].strip() or type(error).__name__
 
 
 def lacks_gpu_memory(error: BaseException | None) -> bool:

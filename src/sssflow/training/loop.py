@@ -20,6 +20,7 @@ from sssflow.training.clips import read_clips
 from sssflow.training.config import OptimiserConfig, TrainConfig
 from sssflow.training.data import Batch, TrainingData, derive_seed, read_batch
 from sssflow.training.distributed import ALONE, World
+from sssflow.training.finite import require_finite_loss, require_finite_weights
 from sssflow.training.interrupt import StopRequest
 from sssflow.training.methods.base import LossTerms, Method
 from sssflow.training.ramps import learning_rate_factor
@@ -99,12 +100,12 @@ def train(
     Of several processes only the first has a tracker, validates and writes checkpoints.
 
     Raises:
-        DataError: The loss is not finite; step and cases of the batch are named.
+        DataError: The loss, or a weight that is to be kept, is not finite.
         InterruptedRun: SIGINT or SIGTERM came, to any process; the checkpoint of the finished
             step is written.
         UnavailableError: Another process ended, or gave no answer in time.
     """
-    clock = _Clock(standing)
+    clock, begun = _Clock(standing), standing.step
     run.method.train_mode()
     with StopRequest() as stop:
         while standing.step < run.config.steps:
@@ -125,7 +126,8 @@ def train(
                     where=run.checkpoints,
                     action="Run the same command again; it goes on from this step.",
                 )
-    _keep(run, standing)
+    if standing.step > begun:  # else that checkpoint is there: the run began from it
+        _keep(run, standing)
 
 
 def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTerms, float]:
@@ -160,7 +162,7 @@ def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTer
     total = terms.total
     own_loss = float(total.detach())
     loss = run.world.mean(own_loss)
-    _require_finite(terms, own_loss, step, batch)
+    require_finite_loss(run.method.modules, terms, own_loss, step, batch)
     if not math.isfinite(loss):
         raise DataError("The loss of another process is not finite; see its message.")
     optimisers = [run.optimiser, *run.method.own_optimisers.values()]
@@ -209,22 +211,6 @@ def computes_in_bfloat16() -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
-def _require_finite(terms: LossTerms, loss: float, step: int, batch: Batch) -> None:
-    if math.isfinite(loss):
-        return
-    cases = set(batch.labelled.case_ids)
-    if batch.unlabelled is not None:
-        cases |= set(batch.unlabelled.case_ids)
-    values = {name: float(term.detach()) for name, term in terms.all_terms.items()}
-    raise DataError(
-        "The loss is not finite; training stopped before the weights were touched.",
-        where=f"step {step}, cases {', '.join(sorted(cases))}",
-        expected="finite loss terms",
-        found=", ".join(f"{name}={value:g}" for name, value in values.items()),
-        action="Look at these cases; if they are sound, lower optimiser.learning_rate.",
-    )
-
-
 def _after_step(
     run: Run, standing: Standing, tracker: Tracker | None, terms: LossTerms, loss: float
 ) -> None:
@@ -245,6 +231,9 @@ def _validate(
 ) -> None:
     net = evaluated_network(run)
     metrics = validate(net, run.data.validation, run.config.preprocessing, run.class_names)
+    if not metrics:
+        _LOG.warning("no validation case shows a class: none can choose the step to keep")
+        return
     standing.history.append({"step": float(standing.step), **metrics})
     tracker.scalars({f"validation/{name}": value for name, value in metrics.items()}, standing.step)
     tracker.pictures(preview, standing.step)
@@ -275,7 +264,12 @@ def copied(state: Mapping[str, Tensor]) -> Weights:
 
 
 def _keep(run: Run, standing: Standing) -> None:
-    """Publish the state after `standing.step` steps; every process must come here."""
+    """Publish the state after `standing.step` steps; every process must come here.
+
+    Raises:
+        DataError: A weight is not finite.
+    """
+    require_finite_weights(run.method.modules, standing.step)
     kept_apart = _gather_kept_apart(run)
     if run.world.is_first:
         manifest = run.manifest.model_copy(update={"step": standing.step})

@@ -34,11 +34,12 @@ def process_device(wanted: str, number: int | None = None) -> torch.device:
     return torch.device("cuda", number)
 
 
-def device_name(device: torch.device, processes: int) -> str:
-    """What the record says about where the run took place."""
+def device_name(device: torch.device, processes: int, *, half: bool) -> str:
+    """What the record says about where the run took place, and with which numbers (`half`)."""
     name = f"cpu, {torch.get_num_threads()} thread(s)"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
+    name = f"{name}, {'bfloat16' if half else 'float32'}"
     return name if processes == 1 else f"{processes} processes, each on {name}"
 
 

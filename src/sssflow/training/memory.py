@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sssflow.errors import UsageError
+from sssflow.networks.memory import lacks_memory, refusal_text
 
 _LOG = logging.getLogger(__name__)
 _GIB = 1 << 30
@@ -25,3 +28,25 @@ def require_memory(size_bytes: int, memory_gib: float, *, what: str, remedy: str
             action=f"Raise memory_gib of that section, or {remedy}.",
         )
     _LOG.info("%s, %.2f GiB", what, needed_gib)
+
+
+@contextmanager
+def training_fits() -> Iterator[None]:
+    """Memory that ends inside, of the machine or the GPU, is the fault of the settings.
+
+    Raises:
+        UsageError: torch or numpy were refused memory; other errors pass.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's refusals are RuntimeErrors
+        if not lacks_memory(error):
+            raise
+        raise UsageError(
+            "The training does not fit into memory.",
+            where="batch_labelled, batch_unlabelled, preprocessing, network of the section that "
+            "trains",
+            found=refusal_text(error),
+            action="Make the batches, slices, patches or the network smaller, share the batch "
+            "between more GPUs (processes), or end what else holds the memory.",
+        ) from error

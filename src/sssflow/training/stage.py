@@ -21,7 +21,7 @@ from sssflow.networks.base import SegmentationNet
 from sssflow.networks.registry import build_network
 from sssflow.networks.trained import MODEL_FILE, LoadedModel, Provenance, load_model, save_model
 from sssflow.sam.promptable import Generalist
-from sssflow.storage.atomic import sweep_leftovers
+from sssflow.storage.atomic import disk_errors, sweep_leftovers
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference, verified_path
 from sssflow.storage.lock import locked
@@ -46,13 +46,10 @@ from sssflow.training.loop import (
     copied,
     evaluated_network,
     train,
+    uses_bfloat16,
 )
-from sssflow.training.machine import (
-    device_name,
-    process_device,
-    threads,
-    versions,
-)
+from sssflow.training.machine import device_name, process_device, threads, versions
+from sssflow.training.memory import training_fits
 from sssflow.training.methods.registry import METHODS, build_method
 from sssflow.training.outside import Outside, generalist_note, outside_of
 from sssflow.training.requirements import (
@@ -104,7 +101,8 @@ def run(
 
     Raises:
         DataError: A changed or unfit input, or a loss that is not finite.
-        UsageError: Another run's settings or data are in `out`, or the settings do not fit.
+        UsageError: Another run's settings or data are in `out`, or the settings do not fit: to
+            each other, to the data, or into memory.
         UnavailableError: Another process is training into `out`, the disk is full, or a process
             of `world` ended or gave no answer.
         InterruptedRun: SIGINT or SIGTERM; a checkpoint is written.
@@ -129,7 +127,7 @@ def run(
         (is_finished,) = world.any(finished is not None)
         if is_finished:
             return _told(world, finished)
-        with threads(config.threads, world):
+        with threads(config.threads, world), training_fits():
             prepared = prepare(
                 config,
                 manifest,
@@ -143,8 +141,7 @@ def run(
             )
             origin = None
             if world.is_first:
-                unseen = unseen_warnings(manifest, dataset.parent)
-                origin = _origin(prepared, manifest, mask_sets, started, unseen)
+                origin = _origin(prepared, manifest, mask_sets, started)
             return _train(prepared, origin, out, progress)
 
 
@@ -162,8 +159,8 @@ def _origin(
     manifest: DatasetManifest,
     mask_sets: Sequence[tuple[MaskSet, Path]],
     started: LoadedModel | None,
-    unseen: Sequence[str],
 ) -> _Origin:
+    unseen = unseen_warnings(prepared.data.labelled, manifest.class_names)
     used = mask_sets if prepared.method.needs_masks else ()
     notes = (*unseen, *silence_warnings(used, manifest.class_names))
     for note in notes:
@@ -295,7 +292,9 @@ def _publish(
         ),
         model=reference(out / "model" / MODEL_FILE, base=out),
         wall_time_s=standing.elapsed_s,
-        device=device_name(prepared.device, prepared.world.size),
+        device=device_name(
+            prepared.device, prepared.world.size, half=uses_bfloat16(config, prepared.device)
+        ),
         notes=(*warnings, *generalist_note(prepared.method.generalist)),
     )
     save_contract(record, out / RUN_FILE)
@@ -307,7 +306,7 @@ def _selection(config: TrainConfig, chosen: bool) -> str:
         return "best mean foreground Dice on the validation cases"
     if config.selection == "last":
         return "last step (nothing was selected)"
-    return "last step (the dataset has no validation case)"
+    return "last step (the dataset has no validation case that shows a class)"
 
 
 def _finished(out: Path, config: TrainConfig, inputs: dict[str, Sha256]) -> RunRecord | None:
@@ -388,6 +387,9 @@ def _by_case(
 
 
 def _clear(out: Path) -> None:
-    (out / RUN_FILE).unlink(missing_ok=True)
-    for name in ("checkpoints", "tensorboard", "model"):
-        shutil.rmtree(out / name, ignore_errors=True)
+    """Raise UnavailableError where something stays, which the run would take up or show."""
+    with disk_errors(out):
+        (out / RUN_FILE).unlink(missing_ok=True)
+        for name in ("checkpoints", "tensorboard", "model"):
+            if (out / name).exists():
+                shutil.rmtree(out / name)

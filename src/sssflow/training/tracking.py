@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,29 +10,42 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from sssflow.storage.atomic import disk_errors
+
+_LOG = logging.getLogger(__name__)
 _COLOURS = ((0, 0, 0), (230, 80, 60), (70, 160, 90), (60, 110, 220), (240, 190, 40), (150, 80, 190))
 _SHOWN = 6
 
 
 class Tracker:
-    """Writes under `folder`; what an earlier session told of steps after `done_steps` goes."""
+    """Writes under `folder`; what an earlier session told of steps after `done_steps` goes.
+
+    Every method but `close` raises UnavailableError where the disk is full or read-only.
+    """
 
     def __init__(self, folder: Path, *, done_steps: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=done_steps + 1, flush_secs=30)
+        self._folder = folder
+        with disk_errors(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=done_steps + 1, flush_secs=30)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point per name."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with disk_errors(self._folder):
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def pictures(self, preview: Mapping[str, Tensor], step: int) -> None:
         """Rows = images, pseudo labels, masks, predictions of the first samples."""
         if preview:
-            self._writer.add_image("views", picture(preview), step)
+            with disk_errors(self._folder):
+                self._writer.add_image("views", picture(preview), step)
 
     def close(self) -> None:
-        """Flush and close."""
-        self._writer.close()
+        """Flush and close; a refusal of the disk is logged: the run has an ending of its own."""
+        try:
+            self._writer.close()
+        except OSError as error:
+            _LOG.warning("the last curves are not written to %s: %s", self._folder, error)
 
 
 def picture(preview: Mapping[str, Tensor]) -> Tensor:

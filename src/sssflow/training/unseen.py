@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
-import numpy as np
+import torch
+from torch import Tensor
 
-from sssflow.contracts.dataset import DatasetManifest
-from sssflow.training.data import labelled_cases, read_label
+from sssflow.training.data import Slices, Stream
+from sssflow.training.patches import Volumes
 
 
-def unseen_warnings(manifest: DatasetManifest, base: Path) -> tuple[str, ...]:
+def unseen_warnings(labelled: Stream, class_names: Sequence[str]) -> tuple[str, ...]:
     """What every reader of a model must be told where labels lack a class; mostly nothing.
 
-    Args:
-        manifest: The dataset that the training reads.
-        base: Its folder.
+    A class whose few voxels are lost at the network's size is lacking too.
 
-    Raises:
-        DataError: A label is missing, changed, or holds a value that is no class.
+    Args:
+        labelled: Slices or volumes with their labels, as the training reads them.
+        class_names: The background first.
     """
-    voxels = np.zeros(manifest.class_count, np.int64)
-    for case in labelled_cases(manifest):
-        label = read_label(case, base, manifest.class_count)
-        voxels += np.bincount(label.ravel(), minlength=manifest.class_count)
-    names = zip(manifest.class_names[1:], voxels[1:], strict=True)
+    voxels = torch.zeros(len(class_names), dtype=torch.int64)
+    for label in _labels(labelled):
+        voxels += torch.bincount(label.flatten(), minlength=len(class_names)).cpu()
+    names = zip(class_names[1:], voxels[1:].tolist(), strict=True)
     missing = [name for name, count in names if not count]
     if not missing:
         return ()
-    return (f"No labelled case shows {', '.join(missing)}: the model cannot have learned it.",)
+    return (
+        f"No labelled case shows {', '.join(missing)} at the size that the network sees: the model "
+        "cannot have learned it.",
+    )
+
+
+def _labels(labelled: Stream) -> list[Tensor]:
+    found: list[Tensor | None] = []
+    if isinstance(labelled, Slices):
+        found = [labelled.label_nhw]
+    elif isinstance(labelled, Volumes):
+        found = [volume.label_shw for volume in labelled.volumes]
+    return [label for label in found if label is not None]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sssflow.contracts.model import Preprocessing
 from sssflow.networks.base import SegmentationNet
+from sssflow.networks.memory import volume_fits
 from sssflow.networks.predict import predict_labels
 from sssflow.training.data import ValidationCase
 
@@ -34,21 +35,29 @@ def validate(
     """Mean Dice per class over cases that have it, and `dice`, the mean over classes.
 
     Dice is taken on the case grid. Leaves `net` in the mode it was in. Keys `dice` and
-    `dice_<class name>`; a class that no case has is left out.
+    `dice_<class name>`; a class that no case has is left out. Empty where no truth shows any class:
+    there is nothing to choose by.
+
+    Raises:
+        DataError: A volume does not fit into memory.
     """
+    if not any(case.label_shw.any() for case in cases):
+        return {}
     was_training = net.training
     net.eval()
-    rows = [
-        dice_by_class(
-            predict_labels(net, case.volume_shw, preprocessing), case.label_shw, len(class_names)
-        )
-        for case in cases
-    ]
+    table = np.stack([_scores(net, case, preprocessing, len(class_names)) for case in cases])
     net.train(was_training)
-    table = np.stack(rows)
     means = {
         f"dice_{name}": float(np.nanmean(column))
         for name, column in zip(class_names[1:], table.T, strict=True)
         if not np.isnan(column).all()
     }
-    return {"dice": float(np.mean(list(means.values()))) if means else 0.0, **means}
+    return {"dice": float(np.mean(list(means.values()))), **means}
+
+
+def _scores(
+    net: SegmentationNet, case: ValidationCase, preprocessing: Preprocessing, class_count: int
+) -> NDArray[np.float64]:
+    with volume_fits(case.case_id):
+        found = predict_labels(net, case.volume_shw, preprocessing)
+    return dice_by_class(found, case.label_shw, class_count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from semisam_cases import LOOSE
 
+from sssflow.training import stage
 from sssflow.training.loop import train_step
 from sssflow.training.methods.registry import METHODS
 
@@ -55,3 +56,12 @@ def test_the_generalist_answers_inside_such_a_step(net, prompts, prepared, tiny_
     (_, exact), (terms, found) = both(prepared, config)
     assert float(sum(v for k, v in terms.facts.items() if k.startswith("accepted"))) > 0
     assert found == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize("capable", [False, True])
+def test_the_record_says_which_precision_the_device_chose(
+    capable, tiny, tiny_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("sssflow.training.loop.computes_in_bfloat16", lambda: capable)
+    record = stage.run(tiny_config(steps=1, precision="auto"), tiny.dataset, tmp_path)
+    assert record.device == f"cpu, 1 thread(s), {'bfloat16' if capable else 'float32'}"

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sssflow.contracts.dataset import DatasetManifest
 from sssflow.contracts.run import RunRecord
 from sssflow.errors import DataError, InterruptedRun, UnavailableError, UsageError
 from sssflow.networks.trained import load_model
-from sssflow.storage.contracts import load_contract
+from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.training import stage
 from sssflow.training.checkpoint import list_checkpoints
 from sssflow.training.loop import Progress
+from sssflow.volume.packed import write_packed
 
 METHODS = ("supervised", "mean_teacher", "unimatch_v2", "sss", "cps", "bcp", "dan")
 
@@ -160,6 +164,20 @@ def test_resume_switched_off_starts_anew(tiny, tiny_config, tmp_path):
     assert record.seed == 5
 
 
+def test_resume_switched_off_does_not_take_up_what_cannot_be_deleted(
+    tiny, tiny_config, tmp_path, monkeypatch
+):
+    stage.run(tiny_config(), tiny.dataset, tmp_path)
+
+    def refuse(path, ignore_errors=False):
+        if not ignore_errors:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(stage.shutil, "rmtree", refuse)
+    with pytest.raises(UnavailableError, match="Permission denied"):
+        stage.run(tiny_config(), tiny.dataset, tmp_path, resume=False)
+
+
 def test_two_runs_into_one_folder_are_refused(tiny, tiny_config, tmp_path):
     refused = []
 
@@ -228,6 +246,139 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_step_and_cases(
     assert done == [1, 2]
     assert caught.value.exit_code == 65
     assert not (tmp_path / "run.json").exists()
+
+
+class NanGradient(torch.autograd.Function):
+    """A value whose gradient is NaN, as oneDNN's and an overflow give it now and then."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """The gradient of the step with this number (from 0) is NaN, its loss finite."""
+    import sssflow.training.methods.supervised as module
+
+    real = module.supervised_loss
+
+    def at(step: int) -> None:
+        calls = iter(range(100))
+
+        def broken(logits, label):
+            loss = real(logits, label)
+            return NanGradient.apply(loss) if next(calls) == step else loss
+
+        monkeypatch.setattr(module, "supervised_loss", broken)
+
+    return at
+
+
+@pytest.mark.parametrize("selection", ["last", "validation"])
+def test_weights_that_the_last_gradient_spoilt_are_no_model(
+    selection, tiny, tiny_config, tmp_path, poisoned
+):
+    poisoned(5)
+    with pytest.raises(DataError, match=r"Weights are not finite.*\n  where: after 6 steps"):
+        stage.run(tiny_config(steps=6, selection=selection), tiny.dataset, tmp_path)
+    assert not (tmp_path / "run.json").exists()
+    assert not list_checkpoints(tmp_path / "checkpoints")
+
+
+def test_spoilt_weights_are_no_checkpoint_and_the_run_goes_on_from_the_one_before(
+    tiny, tiny_config, tmp_path, poisoned
+):
+    config = tiny_config(steps=6, checkpoint_every_steps=1, keep_last=1)
+    poisoned(2)
+    with pytest.raises(DataError, match="after 3 steps"):
+        stage.run(config, tiny.dataset, tmp_path / "spoilt")
+    kept = list_checkpoints(tmp_path / "spoilt" / "checkpoints")
+    assert [path.name for path in kept] == ["step_00000002"]
+    poisoned(99)
+    stage.run(config, tiny.dataset, tmp_path / "spoilt")
+    stage.run(config, tiny.dataset, tmp_path / "whole")
+    assert weights_digest(tmp_path / "spoilt") == weights_digest(tmp_path / "whole")
+
+
+def test_a_loss_of_spoilt_weights_is_not_told_of_the_cases(tiny, tiny_config, tmp_path, poisoned):
+    poisoned(2)
+    with pytest.raises(DataError, match="Weights are not finite") as caught:
+        stage.run(tiny_config(steps=6), tiny.dataset, tmp_path)
+    assert caught.value.where == "after 3 steps"
+
+
+def test_a_kill_after_the_last_checkpoint_does_not_write_it_again(
+    tiny, tiny_config, tmp_path, monkeypatch
+):
+    config = tiny_config(keep_last=1)
+    stage.run(config, tiny.dataset, tmp_path)
+    (tmp_path / "run.json").unlink()  # as after a kill between checkpoint and record
+    monkeypatch.setattr("sssflow.training.loop.save_checkpoint", None)
+    assert stage.run(config, tiny.dataset, tmp_path).steps == 6
+
+
+@pytest.mark.parametrize("refusal", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_a_step_that_does_not_fit_into_memory_is_a_fault_of_the_settings(
+    refusal, tiny, tiny_config, tmp_path, monkeypatch
+):
+    def refuse(logits, label):
+        raise refusal
+
+    monkeypatch.setattr("sssflow.training.methods.supervised.supervised_loss", refuse)
+    with pytest.raises(UsageError, match="does not fit into memory") as caught:
+        stage.run(tiny_config(), tiny.dataset, tmp_path)
+    assert caught.value.__cause__ is refusal
+
+
+def test_a_validation_volume_that_does_not_fit_is_named(tiny, tiny_config, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("sssflow.training.validate.predict_labels", refuse)
+    with pytest.raises(DataError, match=r"does not fit into memory.*\n  where: c1"):
+        stage.run(tiny_config(), tiny.dataset, tmp_path)
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_curves_on_a_full_disk_end_the_run_as_unavailable(tiny, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("sssflow.training.tracking.SummaryWriter.add_scalar", full)
+    with pytest.raises(UnavailableError, match="cannot be written"):
+        stage.run(tiny_config(), tiny.dataset, tmp_path)
+
+
+def test_curves_that_cannot_be_closed_hide_no_other_ending(
+    tiny, tiny_config, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("sssflow.training.tracking.SummaryWriter.close", full)
+    with pytest.raises(InterruptedRun):
+        stage.run(tiny_config(), tiny.dataset, tmp_path, progress=stop_after(2))
+    assert "the last curves are not written" in caplog.text
+
+
+def test_validation_cases_without_any_class_choose_no_step(
+    fresh_tiny, tiny_config, tmp_path, caplog
+):
+    manifest = load_contract(DatasetManifest, fresh_tiny.dataset)
+    empty = np.zeros(fresh_tiny.truth["c1"].shape, np.uint8)
+    folder = fresh_tiny.dataset.parent
+    label = write_packed(folder / "labels" / "empty.b2nd", empty, base=folder)
+    cases = tuple(
+        case.model_copy(update={"label": label}) if case.case_id == "c1" else case
+        for case in manifest.cases
+    )
+    save_contract(manifest.model_copy(update={"cases": cases}), fresh_tiny.dataset)
+    record = stage.run(tiny_config(), fresh_tiny.dataset, tmp_path / "run")
+    assert (record.best_step, record.metrics, record.history) == (6, {}, ())
+    assert record.selection.startswith("last step (the dataset has no validation case that shows")
+    assert "no validation case shows a class" in caplog.text
 
 
 def test_the_chosen_weights_are_those_of_the_best_validation(tiny, tiny_config, tmp_path):
