@@ -23,6 +23,8 @@ EXACT_PATIENTS = 12
 """Up to so many patients the sign-flip test counts all 2^p sign patterns."""
 
 _BLOCK = 4096
+_RESAMPLES_AT_ONCE = 1 << 16
+"""Their weights take 16 bytes a patient each."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,13 @@ def interval(table: ScoreTable, resampling: Resampling) -> tuple[float | None, f
     if patients < 2:
         return None, None
     generator = np.random.default_rng(resampling.seed)
-    weight_rp = generator.multinomial(
-        patients, np.full(patients, 1 / patients), size=resampling.resamples
-    ).astype(np.float64)
-    values = _statistic(weight_rp, sums, counts)
+    share_p = np.full(patients, 1 / patients)
+    blocks = []
+    for start in range(0, resampling.resamples, _RESAMPLES_AT_ONCE):
+        size = min(_RESAMPLES_AT_ONCE, resampling.resamples - start)
+        weight_rp = generator.multinomial(patients, share_p, size=size).astype(np.float64)
+        blocks.append(_statistic(weight_rp, sums, counts))
+    values = np.concatenate(blocks)
     values = values[~np.isnan(values)]
     if not values.size:
         return None, None

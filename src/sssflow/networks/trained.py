@@ -85,7 +85,8 @@ def load_model(path: Path, *, device: str | torch.device = "cpu") -> LoadedModel
     """Load `model.json` (or the folder that holds it) with its weights, in evaluation mode.
 
     Raises:
-        DataError: A file is missing, changed, or the weights do not fit the network.
+        DataError: A file is missing, changed, or the weights do not fit the network or are not
+            finite.
     """
     file = path / MODEL_FILE if path.is_dir() else path
     description = load_contract(TrainedModel, file)
@@ -102,4 +103,12 @@ def load_model(path: Path, *, device: str | torch.device = "cpu") -> LoadedModel
             found=str(error)[:300],
             action="Use the model.json that was written with these weights.",
         ) from None
+    if not all(bool(torch.isfinite(value).all()) for value in net.parameters()):
+        raise DataError(
+            "The weights are not finite: this model would call everything background.",
+            where=weights,
+            expected="finite weights",
+            found="NaN or infinity",
+            action="Train it again; trainings refuse to keep such weights now.",
+        )
     return LoadedModel(net.to(device).eval(), description)

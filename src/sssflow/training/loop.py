@@ -126,6 +126,7 @@ def train(
                     where=run.checkpoints,
                     action="Run the same command again; it goes on from this step.",
                 )
+    require_finite_weights(run.method.modules, standing.step)
     if standing.step > begun:  # else that checkpoint is there: the run began from it
         _keep(run, standing)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -181,3 +182,23 @@ def test_broken_identities_are_a_bug_and_said_so() -> None:
 def test_a_row_without_a_patient_is_refused() -> None:
     with pytest.raises(InternalError, match="one patient per row"):
         ScoreTable(np.zeros((2, 1)), ("a",))
+
+
+def test_many_resamples_are_drawn_in_blocks_and_give_the_same_interval(monkeypatch) -> None:
+    scores = np.random.default_rng(1).random((40, 2))
+    table = ScoreTable(scores, tuple(f"p{number:02d}" for number in range(40)))
+    asked = Resampling(resamples=1000, confidence=0.95, seed=3)
+    whole = interval(table, asked)
+    monkeypatch.setattr("sssflow.evaluation.aggregate._RESAMPLES_AT_ONCE", 64)
+    assert interval(table, asked) == pytest.approx(whole, abs=1e-12)
+
+
+def test_the_most_resamples_of_the_settings_take_little_memory() -> None:
+    table = ScoreTable(np.ones((50, 1)), tuple(f"p{number:02d}" for number in range(50)))
+    tracemalloc.start()
+    try:
+        interval(table, Resampling(resamples=300_000, confidence=0.95, seed=3))
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 120e6  # drawn at once, their weights alone are 240e6

@@ -103,6 +103,14 @@ def test_weights_of_another_network_are_refused(tmp_path) -> None:
         load_model(tmp_path)
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path) -> None:
+    state = _build("unet").state_dict()
+    state["classify.weight"][0, 0, 0, 0] = float("nan")
+    save_model(tmp_path, state, NetworkConfig(base_channels=4), Preprocessing(), PROVENANCE)
+    with pytest.raises(DataError, match="not finite"):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize("interpolation", ["linear", "nearest"])
 def test_predictions_lie_on_the_grid_of_the_case(interpolation: str) -> None:
     net = _build("unet").eval()
