@@ -237,8 +237,8 @@ def _answered(world: World) -> Iterator[None]:
             where=f"process {world.rank} of {world.size}",
             expected=f"an answer within {world.timeout_s:g} s",
             found=str(error).splitlines()[0][:300],
-            action="Its own message says why. Run the same command again; it goes on from the "
-            "newest checkpoint.",
+            action="Its own message says why; without one, a validation that takes longer needs a "
+            "larger --timeout-s. The same command goes on from the newest checkpoint.",
         ) from None
 
 

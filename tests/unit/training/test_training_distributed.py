@@ -16,7 +16,7 @@ from two_processes import train_plainly
 
 from s3_server import free_port
 from sssflow.contracts.dataset import DatasetManifest
-from sssflow.errors import UsageError
+from sssflow.errors import UnavailableError, UsageError
 from sssflow.storage.contracts import load_contract
 from sssflow.training import stage
 from sssflow.training.checkpoint import load_newest
@@ -157,3 +157,14 @@ def test_alone_nothing_is_exchanged():
     assert ALONE.share(state) == state
     assert ALONE.gather(state) == [state]
     assert ALONE.part(torch.arange(3)).tolist() == [0, 1, 2]
+
+
+def test_a_silence_is_told_with_both_of_its_reasons(monkeypatch) -> None:
+    def silent(_value):
+        raise RuntimeError("Timed out waiting 600000ms for recv operation to complete")
+
+    monkeypatch.setattr("torch.distributed.all_reduce", silent)
+    with pytest.raises(UnavailableError, match="gave no answer in time") as caught:
+        World(rank=1, size=2).mean(1.0)
+    assert "Its own message" in caught.value.action
+    assert "--timeout-s" in caught.value.action
