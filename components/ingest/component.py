@@ -41,7 +41,14 @@ def ingest(
             phantoms = config.require_phantoms()
             fingerprint = phantoms.digest()
             scans = task.folder({"phantoms": fingerprint})
-        out = task.folder({"config": config.ingest.digest(), "source": fingerprint})
+        roles = config.ingest.split.file
+        out = task.folder(
+            {
+                "config": config.ingest.digest(),
+                "roles": task.file_digest(None if roles is None else str(roles)),
+                "source": fingerprint,
+            }
+        )
         if not task.has(DatasetManifest, out / "manifest.json"):
             if source:
                 scans = bring_scans(source, scans)

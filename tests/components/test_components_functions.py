@@ -16,7 +16,7 @@ from components.plan_shards.component import plan_shards
 from components.train.component import train
 
 from sssflow.contracts.base import ObjectRef
-from sssflow.contracts.dataset import DatasetManifest, Grid, Modality, UnlabelledCase
+from sssflow.contracts.dataset import DatasetManifest, Grid, Modality, Role, UnlabelledCase
 from sssflow.errors import DataError
 from sssflow.experiment import ExperimentConfig, parse_experiment
 from sssflow.pipeline.shards import Shard
@@ -119,6 +119,24 @@ def test_ingest_of_phantoms_is_found_again_by_a_second_call(tmp_path: Path) -> N
     before = manifests[0].stat().st_mtime_ns
     assert call_ingest(tmp_path, "", config) == first
     assert manifests[0].stat().st_mtime_ns == before
+
+
+def test_a_corrected_split_file_gives_the_roles_that_it_says_now(tmp_path: Path) -> None:
+    roles = tmp_path / "roles.json"
+    config = ExperimentConfig.model_validate(
+        {
+            "phantoms": {"patients": 3, "hearts": {"in_plane_px": (32, 40), "slices": (3, 3)}},
+            "ingest": {"layout": "acdc", "split": {"file": str(roles)}},
+        }
+    ).model_dump_json()
+    found = []
+    for labelled in ("patient001", "patient002"):
+        roles.write_text(json.dumps({"labelled": [labelled]}))
+        pointer = call_ingest(tmp_path, "", config)
+        with component_task("look", "", str(tmp_path / "store")) as task:
+            manifest, _ = task.read(DatasetManifest, pointer)
+            found.append({case.patient_id for case in manifest.labelled(Role.LABELLED)})
+    assert found == [{"patient001"}, {"patient002"}]
 
 
 def test_training_of_a_section_that_does_not_exist_exits_with_64(tmp_path, dataset, caplog) -> None:
