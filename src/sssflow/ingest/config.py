@@ -84,7 +84,11 @@ class StoreConfig(Config):
         description="uint8: largest stored value; 127 needs one bit per voxel less.",
     )
     low_pct: float = Field(
-        0.0, ge=0, lt=50, description="uint8: this percentile becomes 0; 0: the least value."
+        0.0,
+        ge=0,
+        lt=50,
+        description="uint8: this percentile becomes 0; 0: the least value. Above 0, and below 100 "
+        "for `high_pct`, only a percentile rule that cuts as much may read the images.",
     )
     high_pct: float = Field(
         100.0,

@@ -2,6 +2,8 @@
 
 The intensity rules minmax, percentile and zscore do not depend on scale and offset of a volume, so
 training reads the stored steps as they are. Rules in physical units (window) cannot: CT is refused.
+Where the window is narrower than the volume, only a percentile rule that cuts as much reads the
+steps as it reads the scan; `volume.intensity.require_units` refuses the others.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def quantise(
         steps = np.zeros(raw.shape, np.uint8)
         return steps, Quantisation(low=low, high=low, clipped_share=0.0, rms_error=0.0)
     scaled = (raw - np.float32(low)) * np.float32(config.steps / span)
-    clipped = float(np.mean((scaled < 0) | (scaled > config.steps)))
+    # Of the raw values: rounding puts the largest of them above the last step as often as not.
+    clipped = float(np.mean((raw < np.float32(low)) | (raw > np.float32(high))))
     steps = np.clip(np.rint(scaled), 0, config.steps).astype(np.uint8)
     error = (steps.astype(np.float32) - scaled) / config.steps
     rms = float(np.sqrt(np.mean(np.square(error, dtype=np.float64))))

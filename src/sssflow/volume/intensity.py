@@ -9,6 +9,9 @@ from sssflow.contracts.dataset import Quantisation
 from sssflow.contracts.model import IntensityRule
 from sssflow.errors import DataError, UsageError
 
+_SLACK = 1.05
+"""Percentiles lie between voxels: a store may cut one voxel more on each side than they say."""
+
 
 def require_finite(image_shw: NDArray[np.generic], where: object) -> None:
     """Refuse raw voxel values that are not finite as float32, of any real dtype.
@@ -31,21 +34,35 @@ def require_finite(image_shw: NDArray[np.generic], where: object) -> None:
 
 
 def require_units(rule: IntensityRule, quantised: Quantisation | None, where: object) -> None:
-    """Refuse an 8-bit image for a rule that reads the scan's own units; the others do not care.
+    """Refuse an 8-bit image for a rule that would read it otherwise than the scan it was made of.
 
     Raises:
         UsageError: The image was stored in steps of its own window, and the rule is `none` or
-            `window`.
+            `window`, which read the scan's own units; or the store cut away more voxels than the
+            rule does, so that the ends of the rule lie elsewhere in the scan itself.
     """
-    if quantised is None or rule.kind not in ("none", "window"):
+    if quantised is None:
         return
-    raise UsageError(
-        "The image is stored in 8 bits, and the intensity rule needs its own units.",
-        where=where,
-        expected="a dataset packed with ingest.store.kind=lossless",
-        found=f"rule {rule.kind}; 0 stands for {quantised.low:g}",
-        action="Pack the dataset again, or use the rule minmax, percentile or zscore.",
-    )
+    if rule.kind in ("none", "window"):
+        raise UsageError(
+            "The image is stored in 8 bits, and the intensity rule needs its own units.",
+            where=where,
+            expected="a dataset packed with ingest.store.kind=lossless",
+            found=f"rule {rule.kind}; 0 stands for {quantised.low:g}",
+            action="Pack the dataset again, or use the rule minmax, percentile or zscore.",
+        )
+    cut_by_rule = 0.0
+    if rule.kind == "percentile":
+        cut_by_rule = (rule.low_pct + 100 - rule.high_pct) / 100
+    if quantised.clipped_share > _SLACK * cut_by_rule:
+        raise UsageError(
+            "The image is stored in 8 bits and cut, and the intensity rule needs what was cut.",
+            where=where,
+            expected=f"at most {cut_by_rule:.3%} of the voxels clipped by the store",
+            found=f"rule {rule.kind}; {quantised.clipped_share:.3%} clipped",
+            action="Pack the dataset with ingest.store.low_pct=0 and ingest.store.high_pct=100, "
+            "or use the rule percentile with the percentiles of the store.",
+        )
 
 
 def normalise(volume_shw: NDArray[np.generic], rule: IntensityRule) -> NDArray[np.float32]:
