@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from sssflow.errors import DataError, DataProblems
 from sssflow.ingest import stage
 from sssflow.ingest.config import IngestConfig, SplitConfig
 from sssflow.volume.nifti import read_nifti
+from sssflow.volume.plain_file import require_plain_file
 
 CONFIG = IngestConfig(split=SplitConfig(labelled=1, validation=1), max_voxels=1 << 20)
 AFFINE = np.diag([1.5, 1.25, 8.0, 1.0])
@@ -200,6 +202,30 @@ def test_a_link_to_nowhere_is_refused(tmp_path: Path) -> None:
     assert_refused(tmp_path / "scans", tmp_path / "out", "case0", "cannot be read")
 
 
+def test_a_device_in_place_of_a_scan_or_a_description_is_refused_unopened(tmp_path: Path) -> None:
+    """A named pipe would be waited for without end; a device stands for it here."""
+    image, _ = cohort(tmp_path / "scans")
+    image.unlink()
+    image.symlink_to("/dev/null")
+    assert_refused(tmp_path / "scans", tmp_path / "out", "case0", "a pipe, a socket or a device")
+    description = tmp_path / "scans" / "dataset.json"
+    description.unlink()
+    description.symlink_to("/dev/null")
+    with pytest.raises(DataError, match="a pipe, a socket or a device"):
+        stage.run(CONFIG, tmp_path / "scans", tmp_path / "out")
+
+
+def test_a_named_pipe_is_told_from_a_file_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="a pipe, a socket or a device"):
+        require_plain_file(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    with pytest.raises(DataError, match="a pipe, a socket or a device"):
+        require_plain_file(tmp_path / "link")
+    for harmless in (tmp_path, tmp_path / "missing", Path(__file__)):
+        require_plain_file(harmless)
+
+
 def test_a_gzip_bomb_is_refused_with_little_memory(tmp_path: Path) -> None:
     import tracemalloc
 
@@ -279,8 +305,14 @@ def cut(share: float) -> Callable[[Path], None]:
     )
 
 
+def replaced_by_a_device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/null")
+
+
 H5_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut at half": (cut(0.5), "damaged, cut or of another format"),
+    "a device": (replaced_by_a_device, "a pipe, a socket or a device"),
     "empty": (cut(0.0), "damaged, cut or of another format"),
     "foreign": (lambda path: path.write_bytes(b"<html>" * 99), "damaged, cut or of another"),
     "no image": (rewritten("image", None), "lacks a data set"),

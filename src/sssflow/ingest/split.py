@@ -14,6 +14,7 @@ from sssflow.contracts.dataset import Role
 from sssflow.errors import DataError, DataProblems, UsageError
 from sssflow.ingest.config import Amount, SplitConfig
 from sssflow.ingest.layouts.base import ListName, SourceCase, SourceDataset
+from sssflow.volume.plain_file import require_plain_file
 
 DEFAULT_AMOUNTS: Mapping[Role, Amount] = {Role.TEST: 0, Role.VALIDATION: 0.1}
 """Of a role without an amount, where the data set has no list of its own."""
@@ -325,6 +326,7 @@ def _check_masks(cases: Iterable[SourceCase], roles: Mapping[str, Role]) -> None
 
 def _read_json(path: Path) -> Any:
     try:
+        require_plain_file(path)
         if path.stat().st_size > _LARGEST_FILE_BYTES:
             raise _bad_file(path, f"{path.stat().st_size} bytes")
         return json.loads(path.read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sssflow.errors import DataError
+from sssflow.volume.plain_file import require_plain_file
 
 Array = NDArray[np.generic]
 
@@ -48,6 +49,7 @@ def shape_of_h5(path: Path, key: str) -> tuple[int, ...]:
 def _opened(path: Path) -> Iterator[h5py.File]:
     try:
         # Opening by hand first tells "missing" and "no permission" from "not HDF5".
+        require_plain_file(path)
         with path.open("rb"):
             pass
         with h5py.File(path, "r") as file:

@@ -30,6 +30,7 @@ from sssflow.volume.geometry import (
     to_packed_axes,
     to_source_axes,
 )
+from sssflow.volume.plain_file import require_plain_file
 
 Array = NDArray[np.generic]
 
@@ -65,6 +66,7 @@ def read_nifti(path: Path, *, max_voxels: int) -> Volume:
             than `max_voxels`, neither qform nor sform declared, or an affine without sense.
     """
     try:
+        require_plain_file(path)
         with path.open("rb") as raw:
             return _read(raw, path, max_voxels)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

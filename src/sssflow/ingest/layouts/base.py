@@ -19,6 +19,7 @@ from sssflow.errors import DataError
 from sssflow.volume.geometry import Volume, grid_without_spacing, to_packed_axes
 from sssflow.volume.h5 import read_h5
 from sssflow.volume.nifti import read_nifti
+from sssflow.volume.plain_file import require_plain_file
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SLICE_AXES = (0, 1, 2)
@@ -238,6 +239,7 @@ def read_list(path: Path) -> list[str]:
         DataError: Not readable, too large, or not text.
     """
     try:
+        require_plain_file(path)
         if path.stat().st_size > _LARGEST_LIST_BYTES:
             raise DataError("The list is too large.", where=path, action="Check the file.")
         text = path.read_text(encoding="utf-8")
