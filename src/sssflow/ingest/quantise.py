@@ -16,6 +16,22 @@ from sssflow.errors import UsageError
 from sssflow.ingest.config import StoreConfig
 
 
+def require_storable(config: StoreConfig, modality: Modality, *, where: str) -> None:
+    """Refuse the 8-bit store for CT.
+
+    Raises:
+        UsageError: The case is CT, whose rules need Hounsfield units.
+    """
+    if config.kind == "uint8" and modality is Modality.CT:
+        raise UsageError(
+            "CT cannot be stored in 8 bits: its intensity windows need Hounsfield units.",
+            where=where,
+            expected="ingest.store.kind=lossless",
+            found=config.kind,
+            action="Use the lossless store.",
+        )
+
+
 def quantise(
     image_shw: NDArray[np.generic], config: StoreConfig, modality: Modality, *, where: str
 ) -> tuple[NDArray[np.uint8], Quantisation]:
@@ -28,16 +44,9 @@ def quantise(
         as a share of the window.
 
     Raises:
-        UsageError: The volume is CT, whose rules need Hounsfield units.
+        UsageError: See `require_storable`.
     """
-    if modality is Modality.CT:
-        raise UsageError(
-            "CT cannot be stored in 8 bits: its intensity windows need Hounsfield units.",
-            where=where,
-            expected="ingest.store.kind=lossless",
-            found=config.kind,
-            action="Use the lossless store.",
-        )
+    require_storable(config, modality, where=where)
     raw = image_shw.astype(np.float32)
     low, high = (float(v) for v in np.percentile(raw, [config.low_pct, config.high_pct]))
     span = high - low

@@ -15,6 +15,7 @@ from pathlib import Path
 from sssflow.contracts.dataset import DatasetManifest, LabelledCase, Role, UnlabelledCase
 from sssflow.errors import DataProblems, UsageError
 from sssflow.ingest.config import Amount, IngestConfig
+from sssflow.ingest.split import patients_of
 from sssflow.ingest.verify import (
     CaseFacts,
     copies_under_two_patients,
@@ -29,12 +30,7 @@ MANIFEST = "manifest.json"
 _IMAGES, _LABELS = "images", "labels"
 
 
-def run(
-    dataset: Path,
-    labelled: Amount,
-    out: Path,
-    config: IngestConfig = IngestConfig(),  # noqa: B008 - frozen
-) -> DatasetManifest:
+def run(dataset: Path, labelled: Amount, out: Path, config: IngestConfig) -> DatasetManifest:
     """Write `out/manifest.json` with the first `labelled` patients labelled and the rest not.
 
     `out` holds links to the files of `dataset`, which must stay where they are. The roles
@@ -43,15 +39,23 @@ def run(
     Args:
         dataset: The manifest.json of a dataset whose `label_order` is known.
         labelled: Patients, or a share of the labelled ones.
-        out: Folder; an earlier manifest in it is replaced.
+        out: Folder, not that of `dataset`; an earlier manifest in it is replaced.
         config: Its `copies` says what becomes of an image that now lies under two roles. Only
             equal files are known here; flipped or turned copies are told when the scans are packed.
 
     Raises:
         DataError: The dataset cannot be read, or copies of an image are refused.
-        UsageError: It has no order of labels, or fewer labelled patients than asked for.
+        UsageError: It has no order of labels, or fewer labelled patients than asked for, or it lies
+            in `out`.
         UnavailableError: The disk is full or read-only.
     """
+    if dataset.parent.resolve() == out.resolve():
+        raise UsageError(
+            "A dataset cannot be replaced by a part of itself.",
+            where=out,
+            expected="another folder than that of the dataset",
+            action="Choose another output folder.",
+        )
     whole = load_contract(DatasetManifest, dataset)
     kept = _kept(whole, labelled, dataset)
     cases = tuple(
@@ -78,7 +82,7 @@ def run(
 
 def _kept(whole: DatasetManifest, labelled: Amount, dataset: Path) -> tuple[str, ...]:
     order = whole.label_order
-    count = labelled if isinstance(labelled, int) else int(labelled * len(order) + 0.5)
+    count = patients_of(labelled, len(order))
     if not 1 <= count <= len(order):
         raise UsageError(
             "The dataset cannot give so many labelled patients.",

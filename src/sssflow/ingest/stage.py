@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from sssflow.ingest.config import IngestConfig
 from sssflow.ingest.layouts import find_layout
 from sssflow.ingest.layouts.base import LayoutOptions, SourceDataset
 from sssflow.ingest.pack import Packer, refuse_nested
+from sssflow.ingest.quantise import require_storable
 from sssflow.ingest.split import Split, all_unlabelled, assign_roles
 from sssflow.ingest.verify import (
     CaseFacts,
@@ -27,6 +28,7 @@ from sssflow.ingest.verify import (
     must_refuse,
     source_digest,
 )
+from sssflow.volume.geometry import axis_letters
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,7 +90,8 @@ def run(
 
     Raises:
         DataError: The scans are not what they must be (`DataProblems` with all of them).
-        UsageError: The split asks for too much, or `out` is no place for a dataset.
+        UsageError: The split asks for too much, CT is to be stored in 8 bits, or `out` is no place
+            for a dataset.
         UnavailableError: The disk is full or read-only; nothing of this run is left.
     """
     refuse_nested(source, out)
@@ -128,7 +131,7 @@ def check(config: IngestConfig, source: Path, *, progress: Progress | None = Non
     Masks of patients that the split leaves unlabelled are not opened here either.
 
     Raises:
-        UsageError: The split asks for more patients than there are.
+        UsageError: The split asks for more patients than there are, or CT is to be stored in 8 bits.
     """
     try:
         dataset, split, problems = _discover(config, source)
@@ -148,6 +151,8 @@ def _discover(config: IngestConfig, source: Path) -> tuple[SourceDataset, Split,
     if not dataset.cases:
         nothing = DataError("No case was found.", where=source, expected=f"\n{layout.tree}")
         raise DataProblems("The folder holds no usable case.", problems or [nothing])
+    for case in dataset.cases:
+        require_storable(config.store, case.modality, where=case.case_id)
     try:
         return dataset, assign_roles(dataset, config.split), problems
     except DataError as error:
@@ -209,6 +214,7 @@ def _walk(
         names = ", ".join(unseen)
         outcome.notes.append(f"no labelled case shows {names}: no model can learn it from these")
     outcome.notes.extend(_odd_spacings(outcome.facts))
+    outcome.notes.extend(_mixed_axes(outcome.facts))
     return outcome
 
 
@@ -271,6 +277,23 @@ def _odd_spacings(facts: list[CaseFacts]) -> list[str]:
         f"{len(odd)} case(s), such as {odd[0].case_id} with {_spacing_text(odd[0])} mm, have "
         f"voxels outside {low:g} to {high:g} mm: is the unit right? Every figure in mm and ml "
         "depends on it"
+    ]
+
+
+def _mixed_axes(facts: list[CaseFacts]) -> list[str]:
+    """A note where files of one data set store the body along other axes than others do."""
+    cases: dict[str, list[str]] = defaultdict(list)
+    for fact in facts:
+        if fact.grid.spacing_known:
+            cases[axis_letters(fact.grid)].append(fact.case_id)
+    if len(cases) < 2:
+        return []
+    common = sorted(cases.items(), key=lambda item: (-len(item[1]), item[0]))
+    named = "; ".join(f"{letters} in {len(ids)}, such as {ids[0]}" for letters, ids in common[:4])
+    return [
+        f"the axes of the files run along different directions of the body ({named}): slices are cut "
+        "along the third axis and never turned, so that a network sees some mirrored or in another "
+        "plane; bring all scans into one orientation, and later ones too"
     ]
 
 

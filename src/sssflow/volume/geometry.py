@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -102,6 +103,12 @@ def grid_without_spacing(
 def affine_of(grid: Grid) -> FloatArray:
     """The affine (source axes to RAS mm) as a 4 x 4 array."""
     return np.array(grid.affine_ras, dtype=np.float64)
+
+
+def axis_letters(grid: Grid) -> str:
+    """Where the file's axes point, nearest direction of the body each: RAS, LPS, PIR ..."""
+    codes: tuple[str, ...] = nib.orientations.aff2axcodes(affine_of(grid))
+    return "".join(codes)
 
 
 def to_packed_axes(source_array: Array, axes: tuple[int, int, int]) -> Array:

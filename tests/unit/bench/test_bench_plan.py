@@ -120,7 +120,7 @@ def test_keys_of_a_protocol_for_a_method_that_there_is_not_are_refused(
 def test_fewer_labels_keep_the_first_patients_of_the_order_and_hide_the_other_labels(
     whole: Path, tmp_path: Path
 ) -> None:
-    manifest = relabel.run(whole, 2, tmp_path / "two")
+    manifest = relabel.run(whole, 2, tmp_path / "two", IngestConfig())
     labelled = {case.patient_id for case in manifest.labelled(Role.LABELLED)}
     assert labelled == {"pc", "pa"}
     assert {case.patient_id for case in manifest.with_role(Role.UNLABELLED)} == {"pd", "pb"}
@@ -129,7 +129,17 @@ def test_fewer_labels_keep_the_first_patients_of_the_order_and_hide_the_other_la
     assert names == {f"{name}.b2nd" for name in "acvwx"}
     again = load_contract(DatasetManifest, tmp_path / "two" / "manifest.json")
     assert again == manifest
-    assert relabel.run(whole, 0.25, tmp_path / "quarter").labelled(Role.LABELLED)[0].case_id == "c"
+    quarter = relabel.run(whole, 0.25, tmp_path / "quarter", IngestConfig())
+    assert quarter.labelled(Role.LABELLED)[0].case_id == "c"
+
+
+def test_a_dataset_is_never_replaced_by_a_part_of_itself(whole: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in whole.parent.rglob("*") if path.is_file()}
+    (tmp_path / "link").symlink_to(whole.parent)
+    for out in (whole.parent, tmp_path / "link"):
+        with pytest.raises(UsageError, match="part of itself"):
+            relabel.run(whole, 2, out, IngestConfig())
+    assert {p: p.read_bytes() for p in whole.parent.rglob("*") if p.is_file()} == before
 
 
 def test_copies_that_come_under_two_roles_are_refused_as_at_packing(
@@ -138,7 +148,7 @@ def test_copies_that_come_under_two_roles_are_refused_as_at_packing(
     copied = with_copy("c", "d")  # first and third of the order
     note, refuse = (IngestConfig.model_validate({"copies": rule}) for rule in ("note", "refuse"))
     with pytest.raises(DataProblems, match="so many labels") as refused:
-        relabel.run(copied, 2, tmp_path / "two")
+        relabel.run(copied, 2, tmp_path / "two", IngestConfig())
     assert [problem.found for problem in refused.value.problems] == [
         "pc is labelled, pd is unlabelled"
     ]
@@ -147,14 +157,18 @@ def test_copies_that_come_under_two_roles_are_refused_as_at_packing(
     assert noted.split_rule.endswith("; the same image is in c (labelled), d (unlabelled)")
     with pytest.raises(DataProblems):
         relabel.run(copied, 3, tmp_path / "three", refuse)
-    assert "same image" not in relabel.run(copied, 3, tmp_path / "three").split_rule
+    same_role = relabel.run(copied, 3, tmp_path / "three", IngestConfig())
+    assert "same image" not in same_role.split_rule
 
 
 def test_copies_of_one_role_change_nothing_as_in_acdc(
     whole: Path, with_copy: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
     copied = with_copy("d", "b")  # the last two of the order
-    rules = [relabel.run(found, 2, tmp_path / "out").split_rule for found in (whole, copied)]
+    rules = [
+        relabel.run(found, 2, tmp_path / "out", IngestConfig()).split_rule
+        for found in (whole, copied)
+    ]
     assert rules[0] == rules[1]
 
 
@@ -169,7 +183,7 @@ def test_a_dataset_that_names_a_file_elsewhere_puts_no_link_there(
         manifest.model_copy(update={"cases": cases}), tmp_path / "hostile" / "manifest.json"
     )
     with pytest.raises(DataError, match="outside"):
-        relabel.run(hostile, 2, tmp_path / "two")
+        relabel.run(hostile, 2, tmp_path / "two", IngestConfig())
     assert not (tmp_path / "elsewhere").is_symlink()
 
 
@@ -178,7 +192,7 @@ def test_more_labels_than_there_are_are_refused(
     whole: Path, tmp_path: Path, labelled: float
 ) -> None:
     with pytest.raises(UsageError, match="1 to 4"):
-        relabel.run(whole, labelled, tmp_path / "out")
+        relabel.run(whole, labelled, tmp_path / "out", IngestConfig())
     assert not (tmp_path / "out").exists()
 
 

@@ -20,6 +20,7 @@ from sssflow.contracts.run import RunRecord
 from sssflow.contracts.weights import PromptableWeights
 from sssflow.errors import UsageError
 from sssflow.ingest import relabel
+from sssflow.ingest.config import IngestConfig
 from sssflow.sam.generalist import generalist_digest
 from sssflow.storage.contracts import load_contract
 
@@ -40,7 +41,7 @@ def order_for(
 ) -> RunOrder:
     key = RunKey(method=method, variant=variant, labelled=labelled, seed=1)
     settings = settings_of(protocol, BenchConfig(settings=lines), key)
-    manifest = relabel.run(whole, labelled, out / "data")
+    manifest = relabel.run(whole, labelled, out / "data", IngestConfig())
     return RunOrder(
         key=key,
         protocol=protocol.name,

@@ -30,6 +30,7 @@ from sssflow.configuration import override_config
 from sssflow.contracts.bench import RunKey
 from sssflow.contracts.model import TrainedModel
 from sssflow.ingest import relabel
+from sssflow.ingest.config import IngestConfig
 from sssflow.networks.registry import build_network
 from sssflow.storage.contracts import load_contract
 from sssflow.training import stage as training
@@ -209,7 +210,7 @@ def test_keys_that_a_method_does_not_read_change_no_bit_of_its_model(
     method: str, tiny_protocol: Protocol, whole: Path, tmp_path: Path
 ) -> None:
     """The proof of what `used_settings` leaves out: trained with and without."""
-    relabel.run(whole, 2, tmp_path / "data")
+    relabel.run(whole, 2, tmp_path / "data", IngestConfig())
     key = RunKey(method=method, variant="default", labelled=2, seed=1)
     two = BenchConfig(settings=("train.steps=2", "train.eval_every=1"))
     plain = settings_of(tiny_protocol, two, key).train

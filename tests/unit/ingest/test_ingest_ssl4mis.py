@@ -73,6 +73,7 @@ def test_both_folder_forms_and_both_list_forms_give_the_same_bytes(
     manifests = [(tmp_path / f"out_{name}" / "manifest.json").read_bytes() for name in "ab"]
     assert manifests[0] == manifests[1]
     assert b"patient009_frame02" in manifests[0]
+    assert discovered(first).notes == discovered(second).notes == ()
 
 
 def test_slice_numbers_may_start_at_zero_as_in_the_published_script(

@@ -112,7 +112,8 @@ def _slices_by_volume(root: Path, findings: Findings) -> dict[str, dict[int, Pat
 
 
 def _volumes(root: Path) -> dict[str, Path]:
-    return {path.stem: path for path in visible(root / "data", "*_frame*.h5")}
+    found = visible(root / "data", "*_frame*.h5")  # slices lie beside them in the flat form
+    return {path.stem: path for path in found if not _SLICE.fullmatch(path.stem)}
 
 
 def _entries(path: Path, findings: Findings) -> list[str]:
