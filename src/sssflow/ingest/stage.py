@@ -131,7 +131,7 @@ def check(config: IngestConfig, source: Path, *, progress: Progress | None = Non
     Masks of patients that the split leaves unlabelled are not opened here either.
 
     Raises:
-        UsageError: The split asks for more patients than there are, or CT is to be stored in 8 bits.
+        UsageError: The split asks for more patients than there are, or CT is to be in 8 bits.
     """
     try:
         dataset, split, problems = _discover(config, source)
@@ -291,9 +291,9 @@ def _mixed_axes(facts: list[CaseFacts]) -> list[str]:
     common = sorted(cases.items(), key=lambda item: (-len(item[1]), item[0]))
     named = "; ".join(f"{letters} in {len(ids)}, such as {ids[0]}" for letters, ids in common[:4])
     return [
-        f"the axes of the files run along different directions of the body ({named}): slices are cut "
-        "along the third axis and never turned, so that a network sees some mirrored or in another "
-        "plane; bring all scans into one orientation, and later ones too"
+        f"the axes of the files run along different directions of the body ({named}): slices are "
+        "cut along the third axis and never turned, so that a network sees some mirrored or in "
+        "another plane; bring all scans into one orientation, and later ones too"
     ]
 
 

@@ -70,7 +70,7 @@ class PcswConfig(Config):
         1,
         ge=1,
         description="Voxels that the largest component of a window needs, or in the fallback that "
-        "of the slice; without them there is no prompt.",
+        "of a slice; without them there is no prompt.",
     )
 
     @model_validator(mode="before")

@@ -297,13 +297,15 @@ def _largest_slice(
 ) -> ObjectPrompts | None:
     """Everything of the class on its slice of largest area (the lowest of equals).
 
-    None if no component of that slice has `min_component_voxels`: many specks are no object.
+    Many specks are no object: of the slices those alone count that have a component of
+    `min_component_voxels`; None if there are none.
     """
-    area = np.bincount(graph.node_slice[nodes], weights=graph.node_area[nodes])
-    index = int(np.argmax(area))
-    largest = int(graph.node_area[nodes[graph.node_slice[nodes] == index]].max())
-    if largest < config.min_component_voxels:
+    at, size = graph.node_slice[nodes], graph.node_area[nodes]
+    area = np.bincount(at, weights=size)
+    solid = np.unique(at[size >= config.min_component_voxels])
+    if solid.size == 0:
         return None
+    index = int(solid[np.argmax(area[solid])])
     _, corner, crop_hw = next(_crops(graph, nodes, [index]))
     return ObjectPrompts(
         class_index=class_index,

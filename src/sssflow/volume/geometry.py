@@ -6,6 +6,7 @@ Axis letters of a packed array: s slices, h rows, w columns. "Source axes" are t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,8 @@ from sssflow.errors import DataError
 Array = NDArray[np.generic]
 FloatArray = NDArray[np.float64]
 
+# nibabel ships type marks, yet this function has none.
+_AXIS_CODES: Any = nib.orientations.aff2axcodes
 _SMALLEST_SPACING_MM = 1e-6
 _LARGEST_SPACING_MM = 1e4
 _SMALLEST_SINE = 1e-3
@@ -107,8 +110,8 @@ def affine_of(grid: Grid) -> FloatArray:
 
 def axis_letters(grid: Grid) -> str:
     """Where the file's axes point, nearest direction of the body each: RAS, LPS, PIR ..."""
-    codes: tuple[str, ...] = nib.orientations.aff2axcodes(affine_of(grid))
-    return "".join(codes)
+    letters: tuple[str, ...] = _AXIS_CODES(affine_of(grid))
+    return "".join(letters)
 
 
 def to_packed_axes(source_array: Array, axes: tuple[int, int, int]) -> Array:

@@ -50,12 +50,10 @@ def _one_class(mask: Array, k: int, tau: float, config: PcswConfig) -> ObjectPro
     if window is None:
         if config.fallback == "skip":
             return None
-        areas = [int(mask[i].sum()) for i in range(slices)]
-        i = areas.index(max(areas))
-        in_plane = ndimage.generate_binary_structure(2, min(_RANK[config.connectivity], 2))
-        pieces, _ = ndimage.label(mask[i], structure=in_plane)
-        if np.bincount(pieces.ravel())[1:].max() < config.min_component_voxels:
+        areas = [int(mask[i].sum()) if _is_solid(mask[i], config) else 0 for i in range(slices)]
+        if not any(areas):
             return None
+        i = areas.index(max(areas))
         return _object(k, 0.0, -1, 0, False, areas[i], [_slice_prompt(mask[i], i, config, False)])
     continuity, start, length, kept = window
     areas = [int(kept[j].sum()) for j in range(length)]
@@ -70,6 +68,12 @@ def _one_class(mask: Array, k: int, tau: float, config: PcswConfig) -> ObjectPro
         if on_grid and areas[j] > 0:
             prompts.append(_slice_prompt(kept[j], start + j, config, True))
     return _object(k, continuity, start, length, True, int(kept.sum()), prompts)
+
+
+def _is_solid(mask_hw: Array, config: PcswConfig) -> bool:
+    in_plane = ndimage.generate_binary_structure(2, min(_RANK[config.connectivity], 2))
+    pieces, _ = ndimage.label(mask_hw, structure=in_plane)
+    return bool(np.bincount(pieces.ravel())[1:].max(initial=0) >= config.min_component_voxels)
 
 
 def _search(mask: Array, tau: float, config: PcswConfig) -> tuple[float, int, int, Array] | None:

@@ -168,6 +168,17 @@ def test_many_specks_on_one_slice_are_no_object_in_the_fallback_either() -> None
     assert one(labels, PcswConfig(min_component_voxels=7)).component_voxels == 33
 
 
+def test_specks_on_one_slice_do_not_hide_an_object_on_another() -> None:
+    labels = empty(9, 40, 40)
+    labels[2, ::4, ::4] = 1  # a hundred specks
+    labels[6, :4, ::4] = 1  # ten strokes of four pixels
+    labels[6, 20:25, 10:15] = 1
+    config = PcswConfig(min_component_voxels=20, tau=0.9)
+    item = one(labels, config)
+    assert (item.accepted, prompted(item), item.component_voxels) == (False, [6], 65)
+    assert select_prompts(labels, PcswConfig(min_component_voxels=26, tau=0.9)) == ()
+
+
 def test_the_centre_of_a_fallback_is_the_centre_of_mass() -> None:
     item = one(scattered(), PcswConfig(point="center"))
     # x: 1+2+3 + 7+8+9 + 11 = 41, y: 3 x 1 + 3 x 10 + 0 = 33, both over 7 pixels.
