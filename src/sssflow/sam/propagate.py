@@ -80,22 +80,28 @@ def segment_volume(
     window = case_window(prompts, config)
     reach = _reach(prompts.objects, s, config.propagation)
     features = model.encode(volume_shw[reach.start : reach.stop], window)
-    logits = np.full(shape, OUTSIDE_LOGIT, np.float32)
-    present = np.zeros((class_count - 1, s), np.bool_)
-    scores = []
+    found = []
     for item in prompts.objects:
         if config.propagation.mode == "coarse" and coarse_shw is not None:
-            found = _guided(model, features, item, reach, config, coarse_shw)
+            found.append(_guided(model, features, item, reach, config, coarse_shw))
         else:
-            found = follow(model, features, item, reach, config, (h, w))
-        plane = item.class_index - 1
-        for index, answers in found.items():
-            score = float(np.mean([a.object_score for a in answers]))
-            present[plane, index] = score > config.propagation.presence_logit
-            low = np.stack([a.logits_yx for a in answers]).mean(axis=0, dtype=np.float32)
-            logits[plane, index] = _paste(window, low, (h, w))
-        scores.append(_scores(item, found, s))
-    return VolumeMasks(merge(logits, present), tuple(scores))
+            found.append(follow(model, features, item, reach, config, (h, w)))
+    probability_kshw = np.zeros(shape, np.uint8)
+    # Slice by slice: answers are small, logits of all classes at full size are not.
+    for index in range(s):
+        logits = np.full((class_count - 1, 1, h, w), OUTSIDE_LOGIT, np.float32)
+        present = np.zeros((class_count - 1, 1), np.bool_)
+        for item, answers in zip(prompts.objects, found, strict=True):
+            here = answers.get(index, [])
+            score = float(np.mean([a.object_score for a in here] or [-np.inf]))
+            if score > config.propagation.presence_logit:
+                present[item.class_index - 1] = True
+                low = np.stack([a.logits_yx for a in here]).mean(axis=0, dtype=np.float32)
+                logits[item.class_index - 1, 0] = _paste(window, low, (h, w))
+        if present.any():
+            probability_kshw[:, index] = merge(logits, present)[:, 0]
+    pairs = zip(prompts.objects, found, strict=True)
+    return VolumeMasks(probability_kshw, tuple(_scores(item, f, s) for item, f in pairs))
 
 
 def case_window(prompts: CasePrompts, config: SamConfig) -> Window:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -146,6 +147,18 @@ def test_a_class_without_prompts_is_all_zero_and_absent():
     empty = segment_volume(Brightness(), volume, _case((3, 16, 16)), 4, SamConfig())
     assert empty.objects == ()
     assert not empty.probability_kshw.any()
+
+
+def test_memory_for_a_volume_is_little_more_than_its_result():
+    volume = np.ones((32, 96, 96), np.float32)
+    mask = np.ones((96, 96), bool)
+    prompts = _case(volume.shape, object_prompts(box_prompt(mask, 3)))
+    tracemalloc.start()
+    result = segment_volume(Brightness(), volume, prompts, 9, MEMORY)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result.probability_kshw[0].all()
+    assert peak < 3 * result.probability_kshw.nbytes
 
 
 def test_one_object_merges_to_its_sigmoid_and_two_share_the_voxel():
