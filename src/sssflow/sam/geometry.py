@@ -56,6 +56,12 @@ class Window:
         corners = ((x0 - 0.5, y0 - 0.5), (x1 + 0.5, y1 + 0.5))
         return self.points_to_input(corners, input_size)
 
+    def holds(self, box_xyxy: tuple[float, float, float, float]) -> bool:
+        """Whether all pixels of an inclusive box lie in the window."""
+        x0, y0, x1, y1 = box_xyxy
+        across = self.x0 <= x0 and x1 < self.x0 + self.width
+        return across and self.y0 <= y0 and y1 < self.y0 + self.height
+
     def crop(self, slices_b1hw: Tensor, input_size: int) -> Tensor:
         """The window of each slice at the input size, (b, 1, S, S); averages where it shrinks."""
         h, w = slices_b1hw.shape[-2:]

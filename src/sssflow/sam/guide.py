@@ -3,7 +3,9 @@
 PCSW vouches for an object in a window of slices. Within the reach of that window each slice on
 which the coarse mask shows the object gets that mask as SAM-2's mask prompt, with the box and the
 point of PCSW where there are some, and else with the box and the deepest point of the mask itself.
-No slice waits for another, so an error on one does not travel.
+No slice waits for another, so an error on one does not travel. The window that SAM-2 sees is laid
+around the prompts of PCSW; where a mask leads out of it (another focus of a lesion), SAM-2 is not
+asked, for its answer would be a confident background that it never saw.
 
 Source: SemiSAM+ (MedIA 106 (2025) 103733), prompts "mask"; the mask prompt of SAM (arXiv
 2304.02643, section 3).
@@ -54,6 +56,9 @@ def guided_prompts(
 ) -> dict[int, Prompt]:
     """Prompts of one object by slice of the volume, each with the coarse mask where there is one.
 
+    A slice without a prompt of PCSW has none either if the largest piece of its mask reaches beyond
+    the window.
+
     Args:
         coarse_shw: Where the coarse masks show the object.
         prompts: The prompts that PCSW chose, by slice; each stays, with or without a mask.
@@ -64,13 +69,21 @@ def guided_prompts(
     found: dict[int, Prompt] = {}
     for index in reach:
         mask_hw = coarse_shw[index]
-        prompt = prompts.get(index) or prompt_from_mask(mask_hw)
+        prompt = prompts.get(index) or _prompt_within(window, mask_hw)
         if prompt is None:
             continue
         if mask_hw.any():
             prompt = replace(prompt, mask_logits_yx=_mask_logits(mask_hw, window, input_size))
         found[index] = prompt
     return found
+
+
+def _prompt_within(window: Window, mask_hw: NDArray[np.bool_]) -> Prompt | None:
+    """`prompt_from_mask`, or None where its box does not lie in the window as a whole."""
+    prompt = prompt_from_mask(mask_hw)
+    if prompt is None or prompt.box_xyxy_px is None or not window.holds(prompt.box_xyxy_px):
+        return None
+    return prompt
 
 
 def _mask_logits(mask_hw: NDArray[np.bool_], window: Window, input_size: int) -> Floats:

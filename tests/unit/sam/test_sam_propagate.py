@@ -16,7 +16,7 @@ from sssflow.sam.build import build_sam2
 from sssflow.sam.config import PropagationConfig, SamConfig
 from sssflow.sam.geometry import Window
 from sssflow.sam.promptable import Features, Prompt, Promptable, PromptableVideo, SliceMask
-from sssflow.sam.propagate import follow, merge, segment_volume, to_prompt
+from sssflow.sam.propagate import case_window, follow, merge, segment_volume, to_prompt
 from sssflow.sam.torch_backend import TorchPromptable, load_torch_promptable
 
 
@@ -147,6 +147,23 @@ def test_a_class_without_prompts_is_all_zero_and_absent():
     empty = segment_volume(Brightness(), volume, _case((3, 16, 16)), 4, SamConfig())
     assert empty.objects == ()
     assert not empty.probability_kshw.any()
+
+
+def test_a_coarse_mask_that_leads_out_of_the_window_is_not_asked_for():
+    volume = np.ones((4, 64, 64), np.float32)
+    coarse = np.zeros((4, 64, 64), np.uint8)
+    coarse[:, 4:12, 4:12] = 1
+    coarse[2, :, 40:] = 1  # another focus, larger
+    coarse[3] = 0
+    coarse[3, 4:12, 20:28] = 1  # half of it
+    prompts = _case(coarse.shape, object_prompts(box_prompt(coarse[0] == 1, 0)))
+    config = SamConfig()
+    assert case_window(prompts, config) == Window(-8, -8, 32, 32)
+    result = segment_volume(Brightness(), volume, prompts, 2, config, coarse)
+    assert [score is not None for score in result.objects[0].object_score] == [1, 1, 0, 0]
+    whole = config.model_copy(update={"roi": "full"})
+    result = segment_volume(Brightness(), volume, prompts, 2, whole, coarse)
+    assert None not in result.objects[0].object_score
 
 
 def test_memory_for_a_volume_is_little_more_than_its_result():
