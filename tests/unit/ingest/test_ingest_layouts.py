@@ -127,6 +127,40 @@ def test_bhsd_pairs_and_names_are_checked(tmp_path: Path, makers: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "acdc/patient001/patient001_frame01.nii",
+        "acdc/patient001/patient001_frame1.nii.gz",
+        "acdc/patient001/patient001_frame07_gt.nii",
+        f"bhsd/label_192/images/{HEADS[0]}.nii",
+        f"bhsd/label_192/ground truths/{HEADS[0]}.nii",
+    ],
+)
+def test_two_files_for_one_scan_are_refused_and_neither_is_chosen(
+    tmp_path: Path, makers: Any, name: str
+) -> None:
+    makers.acdc(tmp_path / "acdc", 3)
+    makers.bhsd(tmp_path / "bhsd", [*HEADS, "ID_0000000c_ID_00000000c1"])
+    root = tmp_path / name.split("/")[0]
+    assert stage.check(CONFIG, root).ok
+    makers.nifti(tmp_path / name, makers.head())
+    (problem,) = stage.check(CONFIG, root).problems
+    assert problem.what == "Two files stand for the same scan or mask."
+    assert Path(name).name in problem.where + problem.found
+
+
+def test_a_scan_in_both_official_lists_of_bhsd_is_refused(tmp_path: Path, makers: Any) -> None:
+    root = makers.bhsd(tmp_path / "bhsd", HEADS)
+    lists = {"training": [f"{name}.nii.gz" for name in HEADS], "test": [f"{HEADS[0]}.nii.gz"]}
+    (root / "dataset.json").write_text(json.dumps(lists))
+    (problem,) = stage.check(CONFIG, root).problems
+    assert (problem.what, problem.where) == (
+        "dataset.json has a scan in both of its lists.",
+        HEADS[0],
+    )
+
+
 def test_ct_units_are_told_by_air_and_brain_or_refused() -> None:
     hounsfield = np.array([-1000] * 5 + [30] * 5, np.int16)
     assert to_hounsfield(hounsfield, "auto", "x") is hounsfield

@@ -90,14 +90,14 @@ def _add_patient(folder: Path, listed: ListName, findings: Findings) -> None:
     except DataError as error:
         findings.problems.append(error)
         phases = {}
-    images: dict[int, Path] = {}
-    labels: dict[int, Path] = {}
+    files: dict[bool, list[tuple[int, Path]]] = {False: [], True: []}
     for path in visible(folder, "*_frame*.nii*"):
         found = _FRAME.fullmatch(path.name)
         if found is None or found["patient"] != patient:
             findings.problems.append(_foreign_name(path, patient))
             continue
-        (labels if found["gt"] else images)[int(found["frame"])] = path
+        files[found["gt"] is not None].append((int(found["frame"]), path))
+    images, labels = findings.by_name(files[False]), findings.by_name(files[True])
     findings.problems.extend(_missing_frames(folder, images, labels, phases))
     for frame, path in sorted(images.items()):
         findings.cases.append(

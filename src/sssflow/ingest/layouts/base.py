@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from sssflow.volume.h5 import read_h5
 from sssflow.volume.nifti import read_nifti
 from sssflow.volume.plain_file import require_plain_file
 
+K = TypeVar("K")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SLICE_AXES = (0, 1, 2)
 _LARGEST_LIST_BYTES = 1 << 24
@@ -216,6 +217,22 @@ class Findings:
             )
         )
         return False
+
+    def by_name(self, named: Iterable[tuple[K, Path]]) -> dict[K, Path]:
+        """Files by what they stand for; a second one for the same is noted as a problem."""
+        found: dict[K, Path] = {}
+        for name, path in named:
+            if name in found:
+                self.problems.append(
+                    DataError(
+                        "Two files stand for the same scan or mask.",
+                        where=path,
+                        found=found[name],
+                        action="Keep the one that is meant.",
+                    )
+                )
+            found[name] = path
+        return found
 
     def without_repeats(self, names: Sequence[str], where: object) -> list[str]:
         """The names once each, in order; every repeated one is noted as a problem."""

@@ -62,8 +62,10 @@ def discover(root: Path, options: LayoutOptions) -> SourceDataset:
     """All scans with masks, then all without."""
     findings = Findings()
     official = _official_lists(root, findings)
-    masks = {_stem(path): path for path in visible(root / _LABELLED / _MASKS, "*.nii*")}
-    images = {_stem(path): path for path in visible(root / _LABELLED / "images", "*.nii*")}
+    masks, images = (
+        findings.by_name((_stem(path), path) for path in visible(root / _LABELLED / name, "*.nii*"))
+        for name in (_MASKS, "images")
+    )
     for name in sorted(set(images) ^ set(masks)):
         findings.problems.append(_unpaired(root, name, name in images))
     rank = {name: index for index, name in enumerate(official)}
@@ -247,5 +249,12 @@ def _parse_lists(data: Any) -> dict[str, ListName]:
     for key, listed in (("training", ListName.TRAIN), ("test", ListName.TEST)):
         for entry in data.get(key, []):
             name = entry["image"] if isinstance(entry, dict) else entry
-            lists[_stem(PurePosixPath(name))] = listed
+            stem = _stem(PurePosixPath(name))
+            if lists.setdefault(stem, listed) != listed:
+                raise DataError(
+                    "dataset.json has a scan in both of its lists.",
+                    where=stem,
+                    expected="training or test",
+                    action="Copy it again, or remove it to split by your own rule.",
+                )
     return lists
