@@ -46,6 +46,8 @@ _AXES = (2, 1, 0)
 _LARGEST_OFFSET = 1 << 24
 _LARGEST_TRAILER = 1 << 16
 _LARGEST_FORM_CODE = 5
+_MILLIMETRE = 2
+_OTHER_UNITS = {1: " (metre)", 3: " (micrometre)"}
 _BLOCK_BYTES = 1 << 22
 _GZIP_MAGIC = b"\x1f\x8b"
 _COPY_AGAIN = "Copy the file again from its source, or export it again."
@@ -63,7 +65,8 @@ def read_nifti(path: Path, *, max_voxels: int) -> Volume:
 
     Raises:
         DataError: Missing, unreadable, cut, wrong CRC, foreign, not three-dimensional, larger
-            than `max_voxels`, neither qform nor sform declared, or an affine without sense.
+            than `max_voxels`, neither qform nor sform declared, lengths in another unit than mm,
+            or an affine without sense.
     """
     try:
         require_plain_file(path)
@@ -132,6 +135,7 @@ def _read(raw: BinaryIO, path: Path, max_voxels: int) -> Volume:
     shape = _checked_shape(header, path, max_voxels)
     dtype = _checked_dtype(header, path)
     slope, intercept = _checked_scaling(header, path)
+    _require_millimetres(header, path)
     affine = _checked_affine(header, path)
     offset = _checked_offset(header, path)
     stream.read(offset - int(header["sizeof_hdr"]))
@@ -251,6 +255,19 @@ def _checked_affine(header: Any, path: Path) -> FloatArray:
         ) from None
     check_affine(affine, path)
     return affine
+
+
+def _require_millimetres(header: Any, path: Path) -> None:
+    """Refuse lengths that the header itself says are metres or micrometres; unsaid means mm."""
+    unit = int(header["xyzt_units"]) & 7
+    if unit not in (0, _MILLIMETRE):
+        raise DataError(
+            "The NIfTI lengths are not in millimetres.",
+            where=path,
+            expected="the unit of length 2 (mm) or 0 (not said)",
+            found=f"unit {unit}{_OTHER_UNITS.get(unit, '')}",
+            action="Convert the affine to millimetres, or correct the unit in the header.",
+        )
 
 
 def _checked_offset(header: Any, path: Path) -> int:
