@@ -85,7 +85,8 @@ class SamConfig(Config):
     intensity: IntensityRule | None = Field(
         None,
         description="null: percentile for MR, brain window (0 to 80 HU) for CT. `adapt` shows "
-        "SAM-2 the labelled cases by the same rule.",
+        "SAM-2 the labelled cases by the same rule. Grey values must lie in 0 to 1: not zscore, "
+        "and none only where the scans do.",
     )
     propagation: PropagationConfig = Field(
         PropagationConfig(), description="How masks travel through the volume."
@@ -107,6 +108,12 @@ class SamConfig(Config):
     def _input_size_fits(self) -> Self:
         if self.input_size % 32:
             raise ValueError("input_size must be a multiple of 32")
+        return self
+
+    @model_validator(mode="after")
+    def _intensity_gives_grey_values(self) -> Self:
+        if self.intensity is not None and self.intensity.kind == "zscore":
+            raise ValueError("intensity must give values of 0 to 1: percentile, minmax or window")
         return self
 
 

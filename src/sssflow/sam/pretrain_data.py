@@ -9,9 +9,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sssflow.contracts.dataset import DatasetManifest, LabelledCase, Modality, Role
+from sssflow.contracts.dataset import (
+    DatasetManifest,
+    LabelledCase,
+    Modality,
+    Role,
+    UnlabelledCase,
+)
 from sssflow.contracts.model import IntensityRule
-from sssflow.errors import DataError
+from sssflow.errors import DataError, UsageError
 from sssflow.sam.scenes import Scene, draw_scene
 from sssflow.sam.shapes import Floats, Random, linear_matrix
 from sssflow.storage.contracts import load_contract
@@ -102,7 +108,7 @@ def labelled_source(
 
     Raises:
         DataError: The manifest or a file cannot be read, or there is no labelled case.
-        UsageError: An 8-bit image for a rule in its own units.
+        UsageError: See `grey_volume`.
     """
     manifest = load_contract(DatasetManifest, manifest_path)
     cases = manifest.labelled(Role.LABELLED)
@@ -122,15 +128,40 @@ def intensity_rule(modality: Modality, given: IntensityRule | None) -> Intensity
     return IntensityRule(kind="window") if modality is Modality.CT else IntensityRule()
 
 
+def grey_volume(
+    case: LabelledCase | UnlabelledCase, base: Path, given: IntensityRule | None
+) -> Floats:
+    """The image of a case as SAM-2 reads it: (s, h, w), values in [0, 1].
+
+    Args:
+        case: Its label is not read.
+        base: Folder of the manifest.
+        given: How voxel values become grey values; None: `intensity_rule`'s choice.
+
+    Raises:
+        DataError: The file is missing or changed.
+        UsageError: An 8-bit image that the rule cannot read, or values beyond [0, 1].
+    """
+    rule = intensity_rule(case.modality, given)
+    require_units(rule, case.quantised, case.case_id)
+    volume = normalise(read_packed(case.image, base=base, shape=case.grid.shape_shw), rule)
+    low, high = float(volume.min()), float(volume.max())
+    if low < 0 or high > 1:
+        raise UsageError(
+            "The intensity rule gives SAM-2 values that it does not know.",
+            where=f"sam.intensity, {case.case_id}",
+            expected="grey values of 0 to 1",
+            found=f"{low:g} to {high:g} by the rule {rule.kind}",
+            action="Use the rule percentile, minmax or window.",
+        )
+    return volume
+
+
 def _read(
     case: LabelledCase, base: Path, intensity: IntensityRule | None
 ) -> tuple[Floats, NDArray[np.integer]]:
-    shape = case.grid.shape_shw
-    rule = intensity_rule(case.modality, intensity)
-    require_units(rule, case.quantised, case.case_id)
-    image = read_packed(case.image, base=base, shape=shape)
-    label = read_packed(case.label, base=base, shape=shape)
-    return normalise(image, rule), label.astype(np.int64)
+    label = read_packed(case.label, base=base, shape=case.grid.shape_shw)
+    return grey_volume(case, base, intensity), label.astype(np.int64)
 
 
 def _random_crop(

@@ -22,7 +22,7 @@ from sssflow.contracts.weights import PromptableWeights
 from sssflow.errors import DataError, UsageError
 from sssflow.sam.config import OnnxConfig, SamConfig
 from sssflow.sam.onnx_backend import load_onnx_promptable
-from sssflow.sam.pretrain_data import intensity_rule
+from sssflow.sam.pretrain_data import grey_volume
 from sssflow.sam.promptable import Promptable
 from sssflow.sam.propagate import segment_volume
 from sssflow.sam.torch_backend import load_torch_promptable
@@ -30,7 +30,6 @@ from sssflow.sam.triton_backend import load_triton_promptable
 from sssflow.serving.config import ClientConfig
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import sha256_bytes, verified_path
-from sssflow.volume.intensity import normalise, require_units
 from sssflow.volume.packed import read_packed, write_packed
 from sssflow.volume.silence import silent_classes
 
@@ -66,7 +65,8 @@ def run(
 
     Raises:
         DataError: Prompts of another dataset, or a file that is missing or changed.
-        UsageError: A backend that is not here, or weights that are not given.
+        UsageError: A backend that is not here, weights that are not given, or an intensity rule
+            that does not fit.
     """
     manifest = load_contract(DatasetManifest, dataset)
     prompt_set = load_contract(PromptSet, prompts)
@@ -154,9 +154,7 @@ def _segment_case(
             found=prompts.shape_shw,
             action="Run the prompts stage again on this dataset.",
         )
-    rule = intensity_rule(case.modality, config.intensity)
-    require_units(rule, case.quantised, case.case_id)
-    volume = normalise(read_packed(case.image, base=dataset.parent, shape=shape), rule)
+    volume = grey_volume(case, dataset.parent, config.intensity)
     result = segment_volume(model, volume, prompts, manifest.class_count, config, coarse_shw)
     path = out / "masks" / f"{prompts.case_id}.b2nd"
     reference = write_packed(path, result.probability_kshw, base=out)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from sssflow.contracts.dataset import DatasetManifest
 from sssflow.contracts.model import IntensityRule
+from sssflow.contracts.prompts import CasePrompts, PromptSet
 from sssflow.contracts.weights import PromptableWeights
 from sssflow.errors import DataError, UsageError
 from sssflow.sam import adapt, stage
 from sssflow.sam.config import AdaptConfig, SamConfig
 from sssflow.sam.pretrain_data import labelled_source
-from sssflow.storage.contracts import load_contract
+from sssflow.storage.contracts import load_contract, save_contract
+from sssflow.volume.packed import write_packed
 
 SHORT = AdaptConfig(steps=1)
 
@@ -87,6 +92,32 @@ def test_without_a_rule_the_digest_of_an_adaptation_is_that_of_its_settings() ->
     assert SHORT.digest_with(None) == SHORT.digest()
     digests = {SHORT.digest_with(IntensityRule(kind=kind)) for kind in ("minmax", "zscore")}
     assert len(digests | {SHORT.digest()}) == 3
+
+
+def test_sam2_is_never_shown_values_beyond_0_to_1(small_dataset, tmp_path) -> None:
+    dataset, _ = small_dataset(1)
+    with pytest.raises(ValidationError, match="values of 0 to 1"):
+        SamConfig(intensity=IntensityRule(kind="zscore"))
+    raw = IntensityRule(kind="none")
+    manifest = load_contract(DatasetManifest, dataset)
+    shape = manifest.cases[0].grid.shape_shw
+    image = write_packed(dataset.parent / "raw.b2nd", np.full(shape, 300), base=dataset.parent)
+    case = manifest.cases[0].model_copy(update={"image": image})
+    save_contract(manifest.model_copy(update={"cases": (case, *manifest.cases[1:])}), dataset)
+    with pytest.raises(UsageError, match="by the rule none"):
+        labelled_source(dataset, 1.0, raw)
+    prompts = PromptSet(
+        dataset_digest=load_contract(DatasetManifest, dataset).digest,
+        model_digest="0" * 64,
+        method="pcsw",
+        config_digest="0" * 64,
+        class_names=manifest.class_names,
+        cases=(CasePrompts(case_id=case.case_id, shape_shw=shape, objects=()),),
+    )
+    given = save_contract(prompts, tmp_path / "prompts.json")
+    with pytest.raises(UsageError, match="300 to 300 by the rule none"):
+        stage.run(SamConfig(intensity=raw), dataset, given, tmp_path / "out")
+    assert stage.run(SamConfig(), dataset, given, tmp_path / "out").cases
 
 
 def test_labelled_cases_are_read_by_the_rule_that_is_given(small_dataset) -> None:
