@@ -205,6 +205,7 @@ def test_nnunet_reads_classes_unlabelled_and_test_folders(tmp_path: Path, makers
         ({"labels": {"background": 0, "a": 2}}, "without a gap"),
         ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "ignore"),
         ({"labels": []}, "an object such as"),
+        ({"labels": {str(k): f"class {k}" for k in range(257)}}, "at most 256 classes"),
         ({"labels": {"background": 0, "RV": 1, "RV ": 2}}, "tells it from others"),
         ({"labels": {"background": 0, "RV": 1, " ": 2}}, "tells it from others"),
         ({"labels": {"0": "none", "1": "RV", "2": "RV"}}, "tells it from others"),

@@ -35,6 +35,8 @@ TREE = """\
     imagesTs/<case>_0000.nii.gz     used if labelsTs/<case>.nii.gz are there"""
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})", re.DOTALL)
+_MOST_CLASSES = 256
+"""Masks are stored in 8 bits."""
 _FOLDERS = ("imagesTr", "imagesUn", "imagesTs", "labelsTr", "labelsTs")
 
 
@@ -270,6 +272,8 @@ def _class_names(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     whole = sorted(by_value) == list(range(len(labels))) and len(labels) >= 2
     if not whole or "ignore" in by_value.values():
         raise _unreadable(path, "labels", "numbers 0, 1, 2 ... without a gap or `ignore`", labels)
+    if len(labels) > _MOST_CLASSES:
+        raise _unreadable(path, "labels", f"at most {_MOST_CLASSES} classes", len(labels))
     names = ("background", *(by_value[index] for index in range(1, len(labels))))
     # In a table or a report, names that differ in blanks alone are one.
     seen = Counter("".join(name.split()) for name in names)
