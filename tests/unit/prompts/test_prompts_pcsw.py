@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from sssflow.contracts.prompts import ObjectPrompts
 from sssflow.errors import DataError, UsageError
@@ -344,6 +345,12 @@ def test_the_fragment_preset_is_what_the_fragment_does() -> None:
     assert (changed.connectivity, changed.selection) == (26, "first")
     assert PcswConfig.model_validate(config.model_dump()) == config
     assert PcswConfig() == PcswConfig(preset="recommended")
+
+
+def test_a_preset_changed_in_a_printed_configuration_is_refused_not_ignored() -> None:
+    printed = PcswConfig().model_dump()
+    with pytest.raises(ValidationError, match="preset: fragment has no effect"):
+        PcswConfig.model_validate({**printed, "preset": "fragment"})
 
 
 def test_the_same_volume_gives_the_same_bytes_and_is_left_as_it_was() -> None:
