@@ -12,11 +12,15 @@ import pytest
 from onnx import helper
 
 from sssflow.contracts.bundle import ModelBundle
+from sssflow.contracts.sam2_graphs import Sam2Bundle
 from sssflow.errors import DataError, InternalError
-from sssflow.serving import check, publish, repository
+from sssflow.serving import check, local_triton, publish, repository
+from sssflow.serving.bench import sample_inputs
 from sssflow.serving.client import TritonClient
 from sssflow.serving.config import ClientConfig, RepositoryConfig
-from sssflow.serving.local_triton import ServerState
+from sssflow.serving.environment import TritonEnvironment
+from sssflow.serving.local_triton import ServerState, verified_models
+from sssflow.serving.models import predict
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference
 
@@ -115,6 +119,93 @@ def test_what_a_killed_publication_left_is_taken_back_by_the_next(
     np.testing.assert_array_equal(labels(live), before)
     assert versions(tmp_path) == ["1"]
     assert not publish.recover(tmp_path / "live", live)
+
+
+def test_a_publication_that_was_killed_after_its_description_stays_live(
+    live: TritonClient, student_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, kept = tmp_path / "live" / "publish.json", tmp_path / "journal"
+    describe = publish._describe
+
+    def described(*args: object) -> None:
+        describe(*args)
+        shutil.copy(journal, kept)
+
+    monkeypatch.setattr(publish, "_describe", described)
+    new = changed(student_bundle, tmp_path / "new", 1e3)
+    publish.run(str(new), str(tmp_path / "live"), live)
+    shutil.copy(kept, journal)
+    assert not publish.recover(tmp_path / "live", live)
+    assert not journal.exists()
+    assert (labels(live) == 2).all()
+    verified_models(tmp_path / "live")
+
+
+def _shifted(nano: Path, out: Path, *, decoder: bytes | None = None) -> Path:
+    """A repository whose encoder adds 1 to `embed`; `decoder` takes the place of its decoder."""
+    shutil.copytree(nano, out / "bundle")
+    graph = onnx.load(out / "bundle" / "128" / "encoder.onnx")
+    for node in graph.graph.node:
+        for index, name in enumerate(node.output):
+            if name == "embed":
+                node.output[index] = "former"
+    graph.graph.initializer.append(helper.make_tensor("one", onnx.TensorProto.FLOAT, (1,), [1]))
+    graph.graph.node.append(helper.make_node("Add", ["former", "one"], ["embed"]))
+    onnx.save(graph, out / "bundle" / "128" / "encoder.onnx")
+    if decoder is not None:
+        (out / "bundle" / "128" / "decoder.onnx").write_bytes(decoder)
+    path = out / "bundle" / "bundle.json"
+    bundle = load_contract(Sam2Bundle, path)
+    files = [reference(path.parent / g.file.uri, base=path.parent) for g in bundle.graphs]
+    graphs = [g.model_copy(update={"file": f}) for g, f in zip(bundle.graphs, files, strict=True)]
+    save_contract(bundle.model_copy(update={"graphs": tuple(graphs)}), path)
+    repository.run(RepositoryConfig(threads=1), out / "repository", sam2=path)
+    return out / "repository"
+
+
+def _chain(client: TritonClient, request: dict[str, np.ndarray]) -> np.ndarray:
+    """What encoder and decoder of the server give for a request, with nothing kept."""
+    image = {"image": predict.normalised(request["image"])}
+    features = client.infer("sam2_encoder", image, predict.FEATURES)
+    prompts = [predict.Prompts(request["point_coords"], request["point_labels"], None)]
+    feeds = {**features, **predict.decoder_inputs(prompts, 32)}
+    return client.infer("sam2_decoder", feeds, ["masks"])["masks"][:, 0]
+
+
+def test_features_of_another_encoder_are_never_used_after_a_publication_or_its_end(
+    triton_environment: TritonEnvironment, nano_bundle: Path, tmp_path: Path
+) -> None:
+    folder, state = tmp_path / "live", tmp_path / "state"
+    made = repository.run(RepositoryConfig(threads=1), folder, sam2=nano_bundle / "bundle.json")
+    request = sample_inputs(made.model("sam2_predict"))
+
+    def masks() -> np.ndarray:
+        return client.infer("sam2_predict", request, ["masks"])["masks"]
+
+    class Asking(TritonClient):
+        """One whose server is asked for masks while a publication is under way."""
+
+        def load(self, model: str) -> None:
+            super().load(model)
+            if model == "sam2_encoder":
+                masks()
+
+    server = local_triton.up(triton_environment, folder, state)
+    try:
+        with Asking(ClientConfig(url=server.grpc_url)) as client:
+            before = masks()
+            broken = _shifted(nano_bundle, tmp_path / "broken", decoder=b"not a graph")
+            with pytest.raises(DataError):
+                publish.run(str(broken), str(folder), client)
+            np.testing.assert_array_equal(masks(), before)
+            new = _shifted(nano_bundle, tmp_path / "new")
+            done = publish.run(str(new), str(folder), client)
+            assert [change.model for change in done] == ["sam2_encoder", "sam2_predict"]
+            after = masks()
+            np.testing.assert_array_equal(after, _chain(client, request))
+            assert np.abs(after - before).max() > 0.01
+    finally:
+        local_triton.down(state, exit_timeout_s=5)
 
 
 def test_a_changed_file_of_the_source_is_refused_before_anything_is_live(

@@ -26,6 +26,7 @@ from sssflow.errors import DataError, InternalError, SssflowError
 from sssflow.serving import sync
 from sssflow.serving.bench import sample_inputs
 from sssflow.serving.client import TritonClient
+from sssflow.serving.versions import versions
 from sssflow.storage.atomic import disk_errors, fsync_folder, write_bytes, write_text
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import verified_path
@@ -85,27 +86,29 @@ def run(source: str, target: str, client: TritonClient) -> tuple[Published, ...]
         for ref in model.files:
             verified_path(ref, base=from_folder)
     recover(live, client)
-    changes: list[_Change] = []
+    new = [model for model in described.models if not _is_live(model, live)]
+    # All of them before the first: what is taken back must hold the models too that call a changed
+    # one and were not reached, for they keep what it gave them.
+    publication = _Publication(changes=tuple(_plan(model, live) for model in new))
     try:
-        for model in described.models:
-            if _is_live(model, live):
-                continue
-            changes.append(_plan(model, live))
-            _upload(changes, model, from_folder, live)
+        for model, change in zip(new, publication.changes, strict=True):
+            _upload(publication, model, change, from_folder, live)
             client.load(model.name)
         for model in described.models:
             _smoke(client, model)
     except BaseException:
-        _LOG.warning("the publication failed; taking back %d model(s)", len(changes))
-        _take_back(changes, live, client)
+        _LOG.warning("the publication failed; taking back %d model(s)", len(new))
+        _take_back(publication.changes, live, client)
         raise
     _describe(described, live)
     (live / _JOURNAL).unlink(missing_ok=True)
-    return tuple(Published(c.model, c.version, c.former_version) for c in changes)
+    return tuple(Published(c.model, c.version, c.former_version) for c in publication.changes)
 
 
 def recover(live: Path, client: TritonClient) -> bool:
     """Take back what a killed publication left half done; says whether there was anything.
+
+    One that had come as far as its description is whole: nothing is taken back.
 
     Raises:
         UnavailableError: The server cannot load the former version now.
@@ -113,6 +116,9 @@ def recover(live: Path, client: TritonClient) -> bool:
     if not (live / _JOURNAL).is_file():
         return False
     changes = load_contract(_Publication, live / _JOURNAL).changes
+    if _is_described(changes, live):
+        (live / _JOURNAL).unlink()
+        return False
     _LOG.warning("a publication was interrupted; taking back %d model(s)", len(changes))
     _take_back(changes, live, client)
     return True
@@ -129,18 +135,20 @@ def _brought(source: str, live: Path) -> Path:
 
 def _plan(model: ServedModel, live: Path) -> _Change:
     folder = live / model.name
-    versions, config = _versions(folder), folder / _CONFIG
+    there, config = versions(folder), folder / _CONFIG
     return _Change(
         model=model.name,
-        version=max(versions, default=0) + 1,
-        former_version=max(versions, default=None),
+        version=max(there, default=0) + 1,
+        former_version=max(there, default=None),
         former_config=config.read_text("utf-8") if config.is_file() else None,
     )
 
 
-def _upload(changes: Sequence[_Change], model: ServedModel, source: Path, live: Path) -> None:
+def _upload(
+    publication: _Publication, model: ServedModel, change: _Change, source: Path, live: Path
+) -> None:
     """The version folder by one rename, then the config; the journal stands before both."""
-    change, folder = changes[-1], live / model.name
+    folder = live / model.name
     with disk_errors(folder):
         staged = folder / f".{change.version}.sssflow-tmp"
         shutil.rmtree(staged, ignore_errors=True)
@@ -148,7 +156,7 @@ def _upload(changes: Sequence[_Change], model: ServedModel, source: Path, live: 
         for ref in model.files:
             if ref.uri.startswith(prefix):
                 _copy(ref, source, staged / ref.uri.removeprefix(prefix))
-        save_contract(_Publication(changes=tuple(changes)), live / _JOURNAL)
+        save_contract(publication, live / _JOURNAL)
         staged.rename(folder / str(change.version))
         fsync_folder(folder)
         write_bytes(folder / _CONFIG, (source / model.name / _CONFIG).read_bytes())
@@ -172,9 +180,9 @@ def _take_back(changes: Sequence[_Change], live: Path, client: TritonClient) -> 
     for change in changes:
         if change.former_version is not None:
             client.load(change.model)
-            continue
-        client.unload(change.model)
-        shutil.rmtree(live / change.model, ignore_errors=True)
+        elif (live / change.model).is_dir():
+            client.unload(change.model)
+            shutil.rmtree(live / change.model, ignore_errors=True)
     (live / _JOURNAL).unlink(missing_ok=True)
 
 
@@ -204,7 +212,7 @@ def _smoke(client: TritonClient, model: ServedModel) -> None:
 
 def _is_live(model: ServedModel, live: Path) -> bool:
     """Whether the newest live version has the same files."""
-    newest = max(_versions(live / model.name), default=None)
+    newest = max(versions(live / model.name), default=None)
     if newest is None:
         return False
     for ref in model.files:
@@ -216,11 +224,20 @@ def _is_live(model: ServedModel, live: Path) -> bool:
     return True
 
 
+def _is_described(changes: Sequence[_Change], live: Path) -> bool:
+    """Whether `repository.json`, which is written last, names all of these versions."""
+    if not (live / REPOSITORY_FILE).is_file():
+        return False
+    described = load_contract(ModelRepository, live / REPOSITORY_FILE)
+    named = {(model.name, model.version) for model in described.models}
+    return named.issuperset((change.model, change.version) for change in changes)
+
+
 def _describe(described: ModelRepository, live: Path) -> None:
     """Write `repository.json` of what is live: the published models and those there before."""
     models = []
     for model in described.models:
-        newest = max(_versions(live / model.name))
+        newest = max(versions(live / model.name))
         old, new = f"{model.name}/{model.version}/", f"{model.name}/{newest}/"
         files = tuple(
             ref.model_copy(update={"uri": ref.uri.replace(old, new, 1)}) for ref in model.files
@@ -231,11 +248,3 @@ def _describe(described: ModelRepository, live: Path) -> None:
         before = load_contract(ModelRepository, live / REPOSITORY_FILE)
         models = [*(m for m in before.models if m.name not in named), *models]
     save_contract(described.model_copy(update={"models": tuple(models)}), live / REPOSITORY_FILE)
-
-
-def _versions(folder: Path) -> list[int]:
-    """Numbers of the version folders that the server would see."""
-    if not folder.is_dir():
-        return []
-    names = (path.name for path in folder.iterdir() if path.is_dir())
-    return sorted(int(name) for name in names if name.isdigit() and not name.startswith("0"))

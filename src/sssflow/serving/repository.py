@@ -14,7 +14,8 @@ from sssflow.contracts.sam2_graphs import GRAPHS, Sam2Bundle, Sam2Graph
 from sssflow.errors import DataError, UsageError
 from sssflow.serving.config import RepositoryConfig
 from sssflow.serving.pbtxt import ModelConfig, WarmUp, to_pbtxt
-from sssflow.storage.atomic import write_bytes, write_text
+from sssflow.serving.versions import drop_other_versions
+from sssflow.storage.atomic import disk_errors, write_bytes, write_text
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference, verified_path
 
@@ -44,7 +45,8 @@ def run(
 
     Args:
         config: Profile, threads, cache.
-        out: Folder; one with a repository already is replaced model by model.
+        out: Folder; one with a repository already is replaced model by model, and other versions
+            of these models are removed.
         sam2: `bundle.json` of exported SAM-2 graphs.
         segmenter: `bundle.json` of an exported student.
         size_px: Which input size of the SAM-2 bundle; None: its only one.
@@ -66,6 +68,9 @@ def run(
             expected="a SAM-2 bundle, a student's bundle, or both",
             action="Give --sam2 BUNDLE or --segmenter BUNDLE.",
         )
+    with disk_errors(out):
+        # Until all of it is new there is no description: no reader sees a mixture.
+        (out / REPOSITORY_FILE).unlink(missing_ok=True)
     served = []
     for item in planned:
         served.append(_write(item, out, version))
@@ -141,6 +146,8 @@ def _predict_model(config: RepositoryConfig, bundle: Sam2Bundle, size: int) -> _
             "chunk": str(config.chunk),
             "multimask_min_points": str(bundle.rules.multimask_min_points),
             "multimask_max_points": str(bundle.rules.multimask_max_points),
+            # It keeps features: of another encoder it must be another model, and be loaded anew.
+            "encoder_sha256": bundle.graph("encoder", size).file.sha256,
         },
     )
     return _Planned(model, bundle.weights_sha256, {"model.py": _MODELS / "predict.py"})
@@ -259,6 +266,8 @@ def _write(item: _Planned, out: Path, version: int) -> ServedModel:
         write_bytes(target, source.read_bytes())
         written.append(reference(target, base=out))
     write_text(folder / "config.pbtxt", to_pbtxt(config))
+    with disk_errors(folder):
+        drop_other_versions(folder, version)
     written.append(reference(folder / "config.pbtxt", base=out))
     return ServedModel(
         name=config.name,

@@ -12,6 +12,8 @@ from pathlib import Path
 from sssflow.contracts.base import Sha256
 from sssflow.contracts.model_repository import REPOSITORY_FILE, ModelRepository, ServedModel
 from sssflow.errors import DataError
+from sssflow.serving.versions import drop_other_versions
+from sssflow.storage.atomic import disk_errors
 from sssflow.storage.contracts import save_contract
 from sssflow.storage.digest import sha256_file
 from sssflow.storage.places import Place, open_place
@@ -29,7 +31,8 @@ def run(
 
     Args:
         source: Folder of the repository: a path, `file://` or `s3://`.
-        target: Folder of the server; other files in it are left alone.
+        target: Folder of the server; other versions of these models are removed, other files in
+            it are left alone.
         models: Which models; empty: all of them.
         digest: Of the repository that is wanted; None: whichever lies there.
 
@@ -49,6 +52,8 @@ def run(
             path = below(ref.uri, base=target)
             if not (path.is_file() and sha256_file(path) == ref.sha256):
                 place.get_file(ref, path)
+        with disk_errors(target):
+            drop_other_versions(target / model.name, model.version)
         _LOG.info("model %d of %d: %s", number, len(chosen), model.name)
     copied = repository.model_copy(update={"models": chosen})
     save_contract(copied, target / REPOSITORY_FILE)

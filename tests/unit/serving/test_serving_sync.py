@@ -82,6 +82,17 @@ def test_a_damaged_copy_is_made_good_and_a_good_one_stays(source: Path, tmp_path
     assert good.stat().st_ino == before
 
 
+def test_a_higher_version_from_before_is_not_left_for_the_server_to_take(
+    source: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "models"
+    former = target / "encoder" / "2" / "model.bin"
+    former.parent.mkdir(parents=True)
+    former.write_bytes(b"a model from before")
+    sync.run(str(source), target)
+    assert _files(target) == _files(source)
+
+
 def test_a_folder_without_a_manifest_is_no_repository(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no model repository here"):
         sync.run(str(tmp_path / "empty"), tmp_path / "models")
