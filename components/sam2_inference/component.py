@@ -32,6 +32,7 @@ def sam2_inference(
     from sssflow.experiment import parse_experiment
     from sssflow.pipeline.shards import Shard, shard_label
     from sssflow.pipeline.task import component_task
+    from sssflow.sam.onnx_backend import graphs_input
 
     with component_task("sam2_inference", shard_label(shard), store_uri) as task:
         config = parse_experiment(config_json).sam
@@ -45,6 +46,7 @@ def sam2_inference(
                 "dataset": manifest.digest,
                 "prompts": prompt_set.digest,
                 "weights": weights[0].digest if weights else task.file_digest(config.weights),
+                **graphs_input(config),
             }
         )
         if not task.has(MaskSet, out / "masks.json"):

@@ -13,10 +13,19 @@ pytest.importorskip("kfp")
 from components.adapt_sam2.component import adapt_sam2
 from components.ingest.component import ingest
 from components.plan_shards.component import plan_shards
+from components.sam2_inference.component import sam2_inference
 from components.train.component import train
 
 from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.dataset import DatasetManifest, Grid, Modality, Role, UnlabelledCase
+from sssflow.contracts.prompts import PromptSet
+from sssflow.contracts.sam2_graphs import (
+    SAM2_BUNDLE_FILE,
+    Sam2Bundle,
+    Sam2Gate,
+    Sam2Graph,
+    Sam2Rules,
+)
 from sssflow.errors import DataError
 from sssflow.experiment import ExperimentConfig, parse_experiment
 from sssflow.pipeline.shards import Shard
@@ -274,3 +283,59 @@ def test_a_student_without_weights_of_its_own_is_known_by_what_it_always_was(
             "generalist weights": "",
         }
         assert asked == [task.folder(before)]
+@pytest.mark.parametrize("backend", ["torch", "onnx", "triton"])
+def test_graphs_that_are_exported_again_under_their_old_name_are_another_input(
+    backend: str, tmp_path: Path, dataset: str, monkeypatch
+) -> None:
+    asked: list[Path] = []
+
+    def run(_config: object, _dataset: Path, _prompts: Path, out: Path, **_: object) -> None:
+        asked.append(out)
+        raise DataError("that is enough")
+
+    monkeypatch.setattr("sssflow.sam.stage.run", run)
+    rules = Sam2Rules(
+        hints=True,
+        multimask_min_points=0,
+        multimask_max_points=1,
+        memory_slots=7,
+        max_pointers=16,
+        pointers_signed=False,
+        pointers_past_only=True,
+    )
+    prompts = PromptSet(
+        dataset_digest="0" * 64,
+        model_digest="0" * 64,
+        config_digest="0" * 64,
+        method="pcsw",
+        class_names=("background", "disc"),
+        cases=(),
+    )
+    pointer = write_pointer(prompts, save_contract(prompts, tmp_path / "prompts.json"))
+    settings = {"backend": backend, "input_size": 64, "onnx": {"bundle": str(tmp_path / "sam2")}}
+    shard = Shard(dataset=dataset, run="", role=Role.UNLABELLED, number=1, count=1)
+    for weights in ("1" * 64, "2" * 64):
+        file = ObjectRef(uri="64/encoder.onnx", size_bytes=0, sha256=weights)
+        bundle = Sam2Bundle(
+            variant="nano",
+            sam2_version="2.1",
+            precision="fp32",
+            weights_sha256=weights,
+            opset=18,
+            width=128,
+            memory_width=64,
+            rules=rules,
+            graphs=(Sam2Graph(graph="encoder", size_px=64, file=file, inputs=(), outputs=()),),
+            gates=(Sam2Gate(size_px=64, gate="by hand", found=0, limit=1),),
+        )
+        save_contract(bundle, tmp_path / "sam2" / SAM2_BUNDLE_FILE)
+        with pytest.raises(SystemExit):
+            sam2_inference.python_func(
+                config_json=json.dumps({"sam": settings}),
+                shard=shard.to_json(),
+                prompts=pointer,
+                store_uri=str(tmp_path / "store"),
+                masks=StubArtifact(tmp_path / "masks"),
+            )
+    first, second = asked
+    assert (first == second) is (backend == "torch")

@@ -145,6 +145,18 @@ def read_bundle(config: SamConfig) -> Sam2Bundle:
     return bundle
 
 
+def graphs_input(config: SamConfig) -> dict[str, str]:
+    """What a result of this configuration is known by beside settings and weights.
+
+    A path says nothing of the graphs that lie there: without their digest, graphs that were
+    exported again under their old name would give the old result. Empty for the backend torch.
+
+    Raises:
+        The errors of `read_bundle`.
+    """
+    return {} if config.backend == "torch" else {"graphs": read_bundle(config).digest}
+
+
 def _load(folder: str) -> Sam2Bundle:
     if not folder.startswith("s3://"):
         return load_contract(Sam2Bundle, Path(folder) / SAM2_BUNDLE_FILE)
