@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from email.message import Message
@@ -174,17 +177,28 @@ class HttpTransport:
         self, method: str, path: str, body: bytes, headers: Mapping[str, str], deadline_s: float
     ) -> tuple[bytes, Message]:
         """Body and headers of an answer; the headers' names are found in any case."""
+        end_s, late = time.monotonic() + deadline_s, threading.Event()
         link = http.client.HTTPConnection(self._host, self._port, timeout=deadline_s)
+        clock = None
         try:
+            link.connect()
+            # The time limit of a socket is for one piece; this one is for all of them.
+            clock = threading.Timer(end_s - time.monotonic(), _cut, (link.sock, late))
+            clock.daemon = True
+            clock.start()
             link.request(method, path, body=body, headers=dict(headers))
             answer = link.getresponse()
-            data = _read(answer, link, time.monotonic() + deadline_s)
-        except TimeoutError as error:
-            raise TransportError("DEADLINE_EXCEEDED", str(error)) from None
+            data = b"".join(iter(lambda: answer.read(_PIECE), b""))
         except (OSError, http.client.HTTPException) as error:
-            raise TransportError("UNAVAILABLE", f"{type(error).__name__}: {error}") from None
+            slow = isinstance(error, TimeoutError) or late.is_set()
+            code = "DEADLINE_EXCEEDED" if slow else "UNAVAILABLE"
+            raise TransportError(code, f"{type(error).__name__}: {error}") from None
         finally:
+            if clock is not None:
+                clock.cancel()
             link.close()
+        if late.is_set():
+            raise TransportError("DEADLINE_EXCEEDED", "the answer is too slow")
         if answer.status != http.client.OK:
             message = _said(data)
             code = _HTTP_CODES.get(answer.status, "INTERNAL")
@@ -192,20 +206,15 @@ class HttpTransport:
         return data, answer.headers
 
 
-def _read(answer: http.client.HTTPResponse, link: http.client.HTTPConnection, end: float) -> bytes:
-    """The body; the time limit of the socket is for one piece, this one for all."""
-    parts = []
-    while part := answer.read(1 << 20):
-        parts.append(part)
-        left_s = end - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError("the answer is too slow")
-        if link.sock is not None:
-            link.sock.settimeout(left_s)
-    return b"".join(parts)
+def _cut(link: socket.socket, late: threading.Event) -> None:
+    """End a connection that another thread reads from."""
+    late.set()
+    with contextlib.suppress(OSError):
+        link.shutdown(socket.SHUT_RDWR)
 
 
 _LENGTH = "Inference-Header-Content-Length"
+_PIECE = 1 << 20
 
 
 def _output(answer: Any, name: str) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import threading
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from sssflow.errors import InternalError, UsageError
-from sssflow.serving.client import TritonClient
+from sssflow.serving.client import TransportError, TritonClient
 from sssflow.serving.config import ClientConfig
 from sssflow.serving.transport import HttpTransport
 
@@ -34,6 +35,15 @@ class _Proxied(http.server.BaseHTTPRequestHandler):
         head = json.dumps({"model_name": "m", "outputs": [about]}).encode()
         self._send(head + VALUES.tobytes(), {"inference-header-content-length": str(len(head))})
 
+    def do_GET(self) -> None:
+        """An answer whose pieces come faster than any deadline, and which never ends."""
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n"
+        body = b"\r\n" if "/body/" in self.path else b"X-Slow: "
+        with contextlib.suppress(OSError):
+            self.wfile.write(head + body)
+            while not self.server.ended.wait(0.01):
+                self.wfile.write(b"x")
+
     def _send(self, body: bytes, headers: dict[str, str], status: int = 200) -> None:
         self.send_response(status)
         for name, value in {**headers, "content-length": str(len(body))}.items():
@@ -48,8 +58,14 @@ class _Proxied(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def proxy() -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Proxied) as server:
+        server.ended = threading.Event()
+        # What a client that waits for ever would wait for.
+        end = threading.Timer(20.0, server.ended.set)
+        end.start()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{server.server_port}"
+        end.cancel()
+        server.ended.set()
         server.shutdown()
 
 
@@ -68,6 +84,13 @@ def test_an_answer_that_is_none_or_lacks_an_output_is_an_error_that_says_so(
         pytest.raises(InternalError, match=r"cannot be read|lacks the output"),
     ):
         client.infer(model, {"x": np.zeros(1, np.float32)}, [output])
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_an_answer_that_trickles_in_is_cut_at_the_deadline(proxy: str, part: str) -> None:
+    with pytest.raises(TransportError) as caught:
+        HttpTransport(proxy, {}).ready(part, 0.2)
+    assert caught.value.code == "DEADLINE_EXCEEDED"
 
 
 def test_who_asks_a_closed_interface_is_told_of_the_key_and_of_grpc(proxy: str) -> None:
