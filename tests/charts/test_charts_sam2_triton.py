@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from charts_rendering import Object, Refused, Renderer, kinds, one
 
+from sssflow.contracts.sam2_graphs import GRAPHS
+
 pytestmark = pytest.mark.timeout(1800)
 
 CHART = "sam2-triton"
@@ -44,7 +46,7 @@ def test_triton_guesses_nothing_and_loads_what_was_named(charts: Renderer) -> No
     assert "--exit-on-error=true" in arguments
     assert "--exit-timeout-secs=30" in arguments
     loads = [a for a in arguments if a.startswith("--load-model=")]
-    assert loads == [f"--load-model=sam2_{n}" for n in ("encoder", "decoder", "predict")]
+    assert loads == [f"--load-model=sam2_{name}" for name in (*GRAPHS, "predict")]
 
 
 def test_inference_by_http_is_closed_by_the_key_unless_it_is_opened(charts: Renderer) -> None:
@@ -175,6 +177,8 @@ def test_the_models_come_from_a_claim_mounted_read_only(charts: Renderer) -> Non
         f"--digest={'c' * 64}",
         "--model=sam2_encoder",
         "--model=sam2_decoder",
+        "--model=sam2_memory_attention",
+        "--model=sam2_memory_encoder",
         "--model=sam2_predict",
     ]
     assert {"name": "source", "mountPath": "/source", "readOnly": True} in sync["volumeMounts"]
