@@ -72,6 +72,12 @@ class Sam2ExportConfig(Config):
         le=0.1,
         description="Other precisions than fp32: share of the mask pixels that may change sides.",
     )
+    iou_tolerance: float = Field(
+        0.02,
+        gt=0,
+        le=0.1,
+        description="Other precisions than fp32: mean error of the predicted IoU.",
+    )
     gate_clips: int = Field(
         12,
         ge=1,

@@ -2,28 +2,37 @@
 
 Clips with known masks go through PyTorch in fp32 and through the graphs: a box prompts each object
 on the first slice, memory carries it over two more. Compared are the Dice with the known masks and
-the masks with each other.
+the masks with each other; and, for the box and for one click alone, all four masks of the decoder
+and their predicted IoU, by which one is chosen after a click.
 
 Letters: t slices, y rows, x columns, o objects.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sam2.modeling.sam2_base import SAM2Base
 from scipy import ndimage
 
-from sssflow.contracts.sam2_graphs import Sam2Gate, Sam2Rules
+from sssflow.contracts.sam2_graphs import GraphName, Sam2Gate, Sam2Rules
 from sssflow.export.config import Sam2ExportConfig
 from sssflow.export.sam2_gates import Findings, contract_gate
+from sssflow.export.sam2_modules import graph_module
+from sssflow.export.sam2_onnx import tensors_of
 from sssflow.sam.build import MASK_STRIDE
 from sssflow.sam.geometry import full_window
-from sssflow.sam.graph_promptable import GraphPromptable
+from sssflow.sam.graph_promptable import Arrays, GraphPromptable, GraphRunner, decoder_inputs
 from sssflow.sam.guide import prompt_from_mask
 from sssflow.sam.onnx_backend import OnnxRunner
 from sssflow.sam.pretrain_data import SceneSource
-from sssflow.sam.promptable import PromptableVideo
+from sssflow.sam.prompt_arrays import sparse_and_dense
+from sssflow.sam.promptable import Prompt, PromptableVideo
 from sssflow.sam.scenes import Scene
 from sssflow.sam.torch_backend import TorchPromptable
 
@@ -40,7 +49,7 @@ def close_gates(
     scenes: SceneSource,
     config: Sam2ExportConfig,
 ) -> tuple[Sam2Gate, ...]:
-    """Loss of mean Dice, and share of mask pixels that change sides.
+    """Loss of mean Dice, share of mask pixels that change sides, and error of the predicted IoU.
 
     Raises:
         InternalError: A figure is over its limit, or a graph holds to another contract.
@@ -51,18 +60,79 @@ def close_gates(
     close = GraphPromptable(
         runner, rules, backend="onnx", model_digest=_NO_DIGEST, input_size=size_px
     )
+    modules = _Modules(model)
     rng = np.random.default_rng(config.seed)
-    losses, flips = [], []
+    losses, flips, decoded_flips, iou_errors = [], [], [], []
     for _ in range(config.gate_clips):
         scene = scenes.draw(rng, size=size_px, length=_LENGTH)
         wanted, found = _segment(exact, scene), _segment(close, scene)
         truth = _at_mask_size(scene.masks_otyx)
         losses.append(_dice(wanted, truth) - _dice(found, truth))
         flips.append(float(np.mean(wanted != found)))
+        for true, answer in zip(
+            _decode(modules, rules, size_px, scene),
+            _decode(runner, rules, size_px, scene),
+            strict=True,
+        ):
+            decoded_flips.append(float(np.mean((true["masks"] > 0) != (answer["masks"] > 0))))
+            iou_errors.append(float(np.mean(np.abs(true["iou"] - answer["iou"]))))
     findings = Findings(size_px)
     findings.add("loss of Dice", float(np.mean(losses)), config.dice_tolerance)
     findings.add("flipped pixels", float(np.mean(flips)), config.flip_tolerance)
+    share = float(np.mean(decoded_flips))
+    findings.add("flipped pixels of all four masks", share, config.flip_tolerance)
+    findings.add("error of the predicted IoU", float(np.mean(iou_errors)), config.iou_tolerance)
     return findings.require()
+
+
+class _Modules:
+    """`GraphRunner` on the modules that the graphs were made from."""
+
+    def __init__(self, model: SAM2Base) -> None:
+        self._model = model
+
+    @torch.no_grad()
+    def run(self, graph: GraphName, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """See `GraphRunner.run`."""
+        given, gives = tensors_of(graph, self._model)
+        values = graph_module(graph, self._model)(
+            *(torch.from_numpy(inputs[t.name]) for t in given)
+        )
+        return {t.name: value.numpy() for t, value in zip(gives, values, strict=True)}
+
+
+def _decode(runner: GraphRunner, rules: Sam2Rules, size_px: int, scene: Scene) -> list[Arrays]:
+    """All that the decoder gives for the box and for the click of each object's first slice."""
+    model = GraphPromptable(
+        runner, rules, backend="onnx", model_digest=_NO_DIGEST, input_size=size_px
+    )
+    _, rows, cols = scene.image_tyx.shape
+    features = model.encode(scene.image_tyx[:1], full_window((rows, cols)))
+    outputs = []
+    for mask_tyx in scene.masks_otyx:
+        both = _prompt(mask_tyx[0])
+        for prompt in (
+            replace(both, points_xy_px=(), point_labels=()),
+            replace(both, box_xyxy_px=None),
+        ):
+            points, dense = sparse_and_dense(
+                [prompt],
+                features.window,
+                size_px,
+                hints=rules.hints,
+                grey_yx=features.grey_byx[0],
+            )
+            outputs.append(
+                runner.run("decoder", decoder_inputs(features.of_slice(0), points, dense))
+            )
+    return outputs
+
+
+def _prompt(mask_yx: NDArray[np.bool_]) -> Prompt:
+    prompt = prompt_from_mask(mask_yx)
+    if prompt is None:
+        raise ValueError("an object of a scene is empty on its first slice")
+    return prompt
 
 
 def _segment(model: PromptableVideo, scene: Scene) -> Masks:
@@ -71,10 +141,7 @@ def _segment(model: PromptableVideo, scene: Scene) -> Masks:
     features = model.encode(scene.image_tyx, full_window((rows, cols)))
     found = []
     for mask_tyx in scene.masks_otyx:
-        prompt = prompt_from_mask(mask_tyx[0])
-        if prompt is None:
-            raise ValueError("an object of a scene is empty on its first slice")
-        memory, first = model.begin(features, {0: prompt})
+        memory, first = model.begin(features, {0: _prompt(mask_tyx[0])})
         slices = [first[0].logits_yx]
         for index in range(1, len(features)):
             memory, answer = model.track(features, memory, index, reverse=False)

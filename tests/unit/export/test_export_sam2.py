@@ -181,9 +181,40 @@ def test_smaller_precisions_pass_the_gates_of_dice_and_flips(precision, ready_gr
     config = CONFIG.model_copy(update={"precision": precision})
     bundle = sam2_stage.run(config, tmp_path / "out")
     assert bundle.precision == precision
-    assert {g.gate for g in bundle.gates} == {"loss of Dice", "flipped pixels"}
+    assert {g.gate for g in bundle.gates} == {
+        "loss of Dice",
+        "flipped pixels",
+        "flipped pixels of all four masks",
+        "error of the predicted IoU",
+    }
     whole = len(ready_graphs["encoder"].SerializeToString())
     assert bundle.graph("encoder", SIZE_PX).file.size_bytes < 0.7 * whole
+
+
+@pytest.mark.parametrize(
+    ("output", "factors", "gate"),
+    [
+        ("iou", [np.nan] * 4, "predicted IoU"),
+        ("iou", [-1.0] * 4, "predicted IoU"),
+        ("masks", [1.0, 0.0, 0.0, 0.0], "all four masks"),
+    ],
+)
+def test_a_smaller_graph_that_is_wrong_for_one_click_alone_is_refused(
+    output, factors, gate, ready_graphs, tmp_path
+):
+    """A box keeps the first mask whatever its IoU; a click chooses the best of the others."""
+    graph = ready_graphs["decoder"].graph
+    for node in graph.node:
+        node.output[:] = ["former" if o == output else o for o in node.output]
+        node.input[:] = ["former" if i == output else i for i in node.input]
+    shape = (1, 4) if output == "iou" else (1, 4, 1, 1)
+    values = np.asarray(factors, np.float32).reshape(shape)
+    graph.initializer.append(numpy_helper.from_array(values, "factors"))
+    graph.node.append(onnx.helper.make_node("Mul", ["former", "factors"], [output]))
+    config = CONFIG.model_copy(update={"precision": "bf16"})
+    with pytest.raises(InternalError, match="nothing was published") as caught:
+        sam2_stage.run(config, tmp_path / "out")
+    assert gate in caught.value.describe()
 
 
 def test_a_precision_over_its_limits_is_refused_with_figures(ready_graphs, tmp_path):
