@@ -22,8 +22,11 @@ from sssflow.networks.trained import LoadedModel
 _NAMES = {2: ("image_bchw", "logits_bkhw"), 3: ("image_bcshw", "logits_bkshw")}
 _SIDES = {2: ("rows", "cols"), 3: ("slices", "rows", "cols")}
 
-_EXAMPLE_BATCH = 2
-"""torch.export takes an axis of length one for a constant; the graph runs with one all the same."""
+_LEAST = 2
+"""torch.export takes an axis of length one for a constant; the graph runs with one all the same.
+
+Of the batch, and of the cells that a free side has at the coarsest level.
+"""
 
 
 def export_graph(model: LoadedModel, *, opset: int) -> ModelProto:
@@ -38,7 +41,10 @@ def export_graph(model: LoadedModel, *, opset: int) -> ModelProto:
     """
     net = model.net
     image, logits = _NAMES[net.dimensions]
-    example = torch.zeros(_EXAMPLE_BATCH, 1, *input_sides(model))
+    sides = input_sides(model)
+    if net.free_size:
+        sides = tuple(max(side, _LEAST * net.stride) for side in sides)
+    example = torch.zeros(_LEAST, 1, *sides)
     return trace(
         net,
         (example,),

@@ -47,3 +47,22 @@ def test_a_3d_student_is_exported_with_free_sides_and_proven_at_two_sizes(name, 
     assert card.count('"is_patch_data": true') == 2
     assert "gaussian weights" in card
     assert "Each slice is segmented by itself" not in card
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_student_whose_input_is_one_cell_high_at_its_coarsest_level_is_exported(
+    dimensions, ready, tmp_path
+):
+    name = "unet" if dimensions == 2 else "vnet"
+    network = NetworkConfig(name=name, dimensions=dimensions, base_channels=4, levels=3)
+    manifest = load_contract(DatasetManifest, ready.dataset)
+    patch = PatchRule(size_shw=(4, 16, 16)) if dimensions == 3 else None
+    weights = build_network(network, manifest.class_count, seed=3).state_dict()
+    about = Provenance(manifest.class_names, manifest.digest, "supervised", 5)
+    preprocessing = Preprocessing(size_hw=(4, 24), patch=patch)
+    save_model(tmp_path / "model", weights, network, preprocessing, about)
+    config = ExportConfig(parity_cases=1, parity_slices=1)
+    bundle = stage.run(config, tmp_path / "model", ready.dataset, tmp_path / "out")
+    small, large = ((4, 16, 16), (8, 24, 24)) if dimensions == 3 else ((4, 24), (8, 36))
+    assert [figure.shape for figure in bundle.parity] == [(1, 1, *small), (1, 1, *large)]
+    assert all(figure.masks_equal for figure in bundle.parity)
