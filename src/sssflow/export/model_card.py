@@ -6,7 +6,7 @@ No figure is written by hand: what no record holds is said to be "not recorded".
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,6 +246,7 @@ def _evaluation(facts: CardFacts) -> str:
         f"{', '.join(summary.roles)}; distances in {summary.distance_unit}. "
         "Means with their intervals.",
         "",
+        *_treatment(summary.config),
         *_table(
             ("metric", "strict", "SSL4MIS convention"),
             [
@@ -270,6 +271,17 @@ def _evaluation(facts: CardFacts) -> str:
             f"{gain.test}.",
         ]
     return "\n".join(lines)
+
+
+def _treatment(config: Mapping[str, Any]) -> list[str]:
+    """What the measurement did beside running the graph; nothing if that was all."""
+    words = {
+        "test_time_flips": "the probabilities of four in-plane mirror images were averaged",
+        "largest_component": "of every class only its largest piece was kept",
+        "window": "patches covered a volume otherwise than told above",
+    }
+    done = [text for key, text in words.items() if config.get(key)]
+    return [f"These are not figures of the graph alone: {'; '.join(done)}.", ""] if done else []
 
 
 def _parity(facts: CardFacts) -> str:

@@ -109,6 +109,18 @@ def test_with_records_the_card_holds_their_figures(bare, ready) -> None:
     assert "* Oracle prompts were used." in text
 
 
+def test_the_card_says_what_was_done_beside_the_graph_where_it_was_measured(bare, ready) -> None:
+    facts = with_records(bare, ready)
+    assert "not figures of the graph alone" not in model_card(facts)
+    treated = {"test_time_flips": True, "largest_component": True, "window": None}
+    summary = facts.evaluation.model_copy(update={"config": treated})
+    text = model_card(CardFacts(**{**facts.__dict__, "evaluation": summary}))
+    assert (
+        "These are not figures of the graph alone: the probabilities of four in-plane mirror "
+        "images were averaged; of every class only its largest piece was kept."
+    ) in text
+
+
 def test_figures_of_another_model_are_not_taken_for_this_one(bare, ready) -> None:
     text = model_card(with_records(bare, ready, model_digest="f" * 64))
     assert "0.8125" not in text
