@@ -13,7 +13,7 @@ from onnx import helper
 
 from sssflow.contracts.bundle import ModelBundle
 from sssflow.contracts.sam2_graphs import Sam2Bundle
-from sssflow.errors import DataError, InternalError
+from sssflow.errors import DataError, InternalError, UnavailableError
 from sssflow.serving import check, local_triton, publish, repository
 from sssflow.serving.bench import sample_inputs
 from sssflow.serving.client import TritonClient
@@ -139,6 +139,34 @@ def test_a_publication_that_was_killed_after_its_description_stays_live(
     assert not journal.exists()
     assert (labels(live) == 2).all()
     verified_models(tmp_path / "live")
+
+
+def test_a_second_publication_does_not_take_back_one_that_is_under_way(
+    own_server: Callable[..., ServerState], student_bundle: Path, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "live")
+    second = changed(student_bundle, tmp_path / "second", 1e3)
+    first = changed(student_bundle, tmp_path / "first", -1e3)
+    errors: list[str] = []
+
+    class Slow(TritonClient):
+        """One that loads a model for so long that somebody else publishes meanwhile."""
+
+        def load(self, model: str) -> None:
+            super().load(model)
+            with TritonClient(self.config) as other:
+                try:
+                    publish.run(str(second), folder, other)
+                except UnavailableError as error:
+                    errors.append(error.what)
+
+    with Slow(ClientConfig(url=own_server().grpc_url)) as client:
+        (done,) = publish.run(str(first), folder, client)
+        assert done.version == 2
+        assert errors == ["Another publication into this repository is under way."]
+        verified_models(tmp_path / "live")
+        assert not (labels(client) == 2).any()
+        assert check.run(client, tmp_path / "live")
 
 
 def _shifted(nano: Path, out: Path, *, decoder: bytes | None = None) -> Path:

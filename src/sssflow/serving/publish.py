@@ -22,7 +22,7 @@ import numpy as np
 
 from sssflow.contracts.base import Contract, ObjectRef, Record
 from sssflow.contracts.model_repository import REPOSITORY_FILE, ModelRepository, ServedModel
-from sssflow.errors import DataError, InternalError, SssflowError
+from sssflow.errors import DataError, InternalError, SssflowError, UnavailableError
 from sssflow.serving import sync
 from sssflow.serving.bench import sample_inputs
 from sssflow.serving.client import TritonClient
@@ -30,10 +30,12 @@ from sssflow.serving.versions import versions
 from sssflow.storage.atomic import disk_errors, fsync_folder, write_bytes, write_text
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import verified_path
+from sssflow.storage.lock import locked
 from sssflow.storage.uri import to_path
 
 _LOG = logging.getLogger(__name__)
 _JOURNAL = "publish.json"
+_LOCK = ".publish.lock"
 _CONFIG = "config.pbtxt"
 
 
@@ -77,9 +79,20 @@ def run(source: str, target: str, client: TritonClient) -> tuple[Published, ...]
         DataError: A file of the source is missing or changed, or a model does not load; the
             former version is live.
         InternalError: A model loads and cannot be asked; the former version is live.
-        UnavailableError: No server; what was changed is taken back as far as the disk allows.
+        UnavailableError: No server; what was changed is taken back as far as the disk allows. Or
+            another publication into this repository is under way.
     """
     live = to_path(target)
+    busy = UnavailableError(
+        "Another publication into this repository is under way.",
+        where=live,
+        action="Run the same command again when it has ended.",
+    )
+    with locked(live / _LOCK, refusal=busy):
+        return _publish(source, live, client)
+
+
+def _publish(source: str, live: Path, client: TritonClient) -> tuple[Published, ...]:
     from_folder = _brought(source, live)
     described = load_contract(ModelRepository, from_folder / REPOSITORY_FILE)
     for model in described.models:
