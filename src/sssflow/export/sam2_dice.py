@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from onnx import ModelProto
 from sam2.modeling.sam2_base import SAM2Base
 from scipy import ndimage
 
@@ -24,12 +25,12 @@ from sssflow.contracts.sam2_graphs import GraphName, Sam2Gate, Sam2Rules
 from sssflow.export.config import Sam2ExportConfig
 from sssflow.export.sam2_gates import Findings, contract_gate
 from sssflow.export.sam2_modules import graph_module
-from sssflow.export.sam2_onnx import tensors_of
+from sssflow.export.sam2_onnx import LARGEST, tensors_of, with_largest
 from sssflow.sam.build import MASK_STRIDE
 from sssflow.sam.geometry import full_window
 from sssflow.sam.graph_promptable import Arrays, GraphPromptable, GraphRunner, decoder_inputs
 from sssflow.sam.guide import prompt_from_mask
-from sssflow.sam.onnx_backend import OnnxRunner
+from sssflow.sam.onnx_backend import OnnxRunner, require_runtime
 from sssflow.sam.pretrain_data import SceneSource
 from sssflow.sam.prompt_arrays import sparse_and_dense
 from sssflow.sam.promptable import Prompt, PromptableVideo
@@ -133,6 +134,48 @@ def _prompt(mask_yx: NDArray[np.bool_]) -> Prompt:
     if prompt is None:
         raise ValueError("an object of a scene is empty on its first slice")
     return prompt
+
+
+class _Watched:
+    """`GraphRunner` on graphs of `with_largest`; keeps the largest magnitude that it met."""
+
+    def __init__(self, graphs: Mapping[GraphName, ModelProto]) -> None:
+        runtime = require_runtime()
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        self._sessions = {
+            name: runtime.InferenceSession(
+                with_largest(graph).SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+            for name, graph in graphs.items()
+        }
+        self.largest = 0.0
+
+    def run(self, graph: GraphName, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """See `GraphRunner.run`."""
+        session = self._sessions[graph]
+        names = [output.name for output in session.get_outputs()]
+        found = dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        met = [float(found.pop(name)) for name in names if name.startswith(LARGEST)]
+        self.largest = float(np.max([self.largest, *met]))
+        return found
+
+
+def largest_value(
+    graphs: Mapping[GraphName, ModelProto],
+    rules: Sam2Rules,
+    scenes: SceneSource,
+    config: Sam2ExportConfig,
+    size_px: int,
+) -> float:
+    """Largest magnitude of any value inside fp32 graphs on the first clip of the gates."""
+    watched = _Watched(graphs)
+    model = GraphPromptable(
+        watched, rules, backend="onnx", model_digest=_NO_DIGEST, input_size=size_px
+    )
+    rng = np.random.default_rng(config.seed)
+    _segment(model, scenes.draw(rng, size=size_px, length=_LENGTH))
+    return watched.largest
 
 
 def _segment(model: PromptableVideo, scene: Scene) -> Masks:

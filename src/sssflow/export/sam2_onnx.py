@@ -36,6 +36,7 @@ from sssflow.storage.atomic import write_bytes
 
 OPSET = 18
 _PADDING = "none: where there are points the caller appends one of label -1; never more"
+LARGEST = "largest_of_"
 # Length of each free axis while tracing, where 1 would be taken for a constant.
 _EXAMPLE = {"B": 2, "L": 2, "N": 3, "T": 3, "P": 4}
 
@@ -149,6 +150,21 @@ def _half(graph: ModelProto) -> ModelProto:
     del smaller.graph.node[:]
     smaller.graph.node.extend(once)
     return smaller
+
+
+def with_largest(graph: ModelProto) -> ModelProto:
+    """A copy that gives the largest magnitude of each value inside too, one output of each."""
+    wide = onnx.shape_inference.infer_shapes(graph)
+    typed = (*wide.graph.value_info, *wide.graph.output)
+    floats = {v.name for v in typed if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    inside = [name for node in wide.graph.node for name in node.output if name in floats]
+    for number, name in enumerate(inside):
+        size, largest = f"size_of_{number}", f"{LARGEST}{number}"
+        wide.graph.node.append(onnx.helper.make_node("Abs", [name], [size]))
+        wide.graph.node.append(onnx.helper.make_node("ReduceMax", [size], [largest], keepdims=0))
+        scalar = onnx.helper.make_tensor_value_info(largest, TensorProto.FLOAT, [])
+        wide.graph.output.append(scalar)
+    return wide
 
 
 def _bfloat16_weights(graph: ModelProto) -> ModelProto:

@@ -6,12 +6,14 @@ import logging
 import shutil
 from pathlib import Path
 
+from onnx import ModelProto
 from sam2.modeling.sam2_base import SAM2Base
 
 from sssflow.contracts.base import Sha256
 from sssflow.contracts.sam2_graphs import (
     GRAPHS,
     SAM2_BUNDLE_FILE,
+    GraphName,
     Sam2Bundle,
     Sam2Gate,
     Sam2Graph,
@@ -19,8 +21,8 @@ from sssflow.contracts.sam2_graphs import (
     graph_file,
 )
 from sssflow.export.config import Sam2ExportConfig
-from sssflow.export.sam2_dice import close_gates
-from sssflow.export.sam2_gates import exact_gates
+from sssflow.export.sam2_dice import close_gates, largest_value
+from sssflow.export.sam2_gates import Findings, exact_gates
 from sssflow.export.sam2_modules import rules_of
 from sssflow.export.sam2_onnx import OPSET, describe, make_graph, tensors_of, write_graph
 from sssflow.sam.build import build_sam2, set_input_size
@@ -32,6 +34,7 @@ from sssflow.storage.contracts import save_contract
 from sssflow.storage.digest import reference, sha256_file
 
 _STAGING = ".sam2-export"
+_LARGEST_HALF = 65504.0
 
 _logger = logging.getLogger(__name__)
 
@@ -70,19 +73,25 @@ def run(config: Sam2ExportConfig, out: Path, *, dataset: Path | None = None) -> 
         for size_px in config.sizes_px:
             set_input_size(model, size_px)
             _logger.info("exporting SAM-2 %s for %d px, %s", config.size, size_px, config.precision)
-            _make(config, model, digest, rules, staging)
+            graphs = {name: make_graph(name, model) for name in GRAPHS}
+            if config.precision == "fp16":
+                gates += _half_gate(config, graphs, rules, scenes, size_px)
+            _write(config, graphs, size_px, digest, rules, staging)
             gates += _pass(config, model, rules, staging, scenes)
         return _publish(config, model, digest, rules, tuple(gates), staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _make(
-    config: Sam2ExportConfig, model: SAM2Base, digest: Sha256, rules: Sam2Rules, staging: Path
+def _write(
+    config: Sam2ExportConfig,
+    graphs: dict[GraphName, ModelProto],
+    size_px: int,
+    digest: Sha256,
+    rules: Sam2Rules,
+    staging: Path,
 ) -> None:
-    size_px = int(model.image_size)
-    for name in GRAPHS:
-        graph = make_graph(name, model)
+    for name, graph in graphs.items():
         describe(
             graph,
             name=name,
@@ -95,6 +104,20 @@ def _make(
         )
         with disk_errors(staging):
             write_graph(graph, staging / graph_file(name, size_px), config.precision)
+
+
+def _half_gate(
+    config: Sam2ExportConfig,
+    graphs: dict[GraphName, ModelProto],
+    rules: Sam2Rules,
+    scenes: SceneSource,
+    size_px: int,
+) -> tuple[Sam2Gate, ...]:
+    """Whether half precision holds every value: the CPU of the other gates computes in single."""
+    findings = Findings(size_px)
+    largest = largest_value(graphs, rules, scenes, config, size_px)
+    findings.add("largest value for half precision", largest, _LARGEST_HALF)
+    return findings.require()
 
 
 def _pass(
