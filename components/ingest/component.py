@@ -20,7 +20,8 @@ def ingest(
     Args:
         config_json: The whole experiment as JSON; the sections ingest and phantoms are used.
         source: Scans: a folder, `file://` or `s3://`; empty for phantoms.
-        source_digest: Digest of the scans, for the cache; empty: names, sizes and times count.
+        source_digest: Digest of the scans, for the cache; of `s3://` ones the one that `data push`
+            told, and held against them. Empty: their manifest, or names, sizes and times, count.
         store_uri: Root of the store that results go to.
         dataset: Pointer to the DatasetManifest, for the lineage view.
 
@@ -51,7 +52,7 @@ def ingest(
         )
         if not task.has(DatasetManifest, out / "manifest.json"):
             if source:
-                scans = bring_scans(source, scans)
+                scans = bring_scans(source, scans, fingerprint)
             else:
                 from sssflow.ingest.phantoms import stage as phantoms_stage
 

@@ -6,12 +6,13 @@ there, an interrupted stage resumes in its own folder, and two runs never mix.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -19,12 +20,13 @@ from typing import TypeVar
 import sssflow
 from sssflow.contracts.base import Contract, Sha256
 from sssflow.contracts.pointer import Pointer
+from sssflow.contracts.tree import FileTree
 from sssflow.errors import DataError, UsageError
 from sssflow.pipeline.mirror import Mirror
 from sssflow.storage.cache import FileCache
 from sssflow.storage.contracts import load_contract
 from sssflow.storage.digest import sha256_bytes
-from sssflow.storage.places import TREE_FILE, open_place, pull_tree, read_tree
+from sssflow.storage.places import TREE_FILE, Place, open_place, pull_files, read_tree
 from sssflow.storage.uri import to_path
 
 K = TypeVar("K", bound=Contract)
@@ -80,7 +82,7 @@ class Store:
     def bring(self, folder: Path) -> None:
         """Bring a result of `folder` from S3, or what an interrupted task left of it.
 
-        A published result that has changed since is passed over, and made again.
+        A published result that has changed since is passed over as a whole, and made again.
         """
         if self._mirror is None:
             return
@@ -89,6 +91,8 @@ class Store:
                 return
         except DataError as error:
             _LOG.warning("The published result cannot be used and is made again.\n%s", error)
+            # Its contract may have come already, and would pass for a finished result.
+            shutil.rmtree(folder, ignore_errors=True)
         self._mirror.bring_partial(folder)
 
     def begin(self, folder: Path) -> None:
@@ -190,44 +194,60 @@ def follow_pointer(
     return contract, path
 
 
-def bring_scans(source: str, folder: Path) -> Path:
+def bring_scans(source: str, folder: Path, fingerprint: Sha256) -> Path:
     """A local folder with the scans at `source`: itself, or a verified copy of those in S3.
 
+    Args:
+        source: A path, `file://` or `s3://`.
+        folder: Where a copy is to lie.
+        fingerprint: What the scans are known by; those in S3 must still be the ones it names.
+
     Raises:
-        DataError: `s3://` scans without a manifest, or with a file that has changed.
+        DataError: `s3://` scans without a manifest, with a file that has changed, or others than
+            those of the fingerprint.
         UnavailableError: The store cannot be used now.
     """
     if not source.startswith("s3://"):
         return to_path(source)
-    if pull_tree(open_place(source), folder) is None:
-        raise _without_manifest(source)
+    tree, place = _published_scans(source)
+    if tree.digest != fingerprint:
+        raise DataError(
+            "The scans at this address are not those that the run was started with.",
+            where=source,
+            expected=f"digest {fingerprint}",
+            found=tree.digest,
+            action="Start the pipeline anew for the scans that lie there now, or push the former "
+            "ones again. A digest given by hand is the one that `sssflow data push` told.",
+        )
+    pull_files(tree, place, folder)
     return folder
 
 
 def source_fingerprint(source: str) -> Sha256:
     """Digest over the scans at `source`, without reading them all.
 
-    Of a folder: names, sizes and times. Of scans in S3: their manifest, which holds the digest of
-    every file.
+    Of a folder: names, sizes and times, behind links too. Of scans in S3: their manifest, which
+    holds the digest of every file.
 
     Raises:
         DataError: `source` does not exist.
     """
     if source.startswith("s3://"):
-        tree = read_tree(open_place(source))
-        if tree is None:
-            raise _without_manifest(source)
-        return tree.digest
+        return _published_scans(source)[0].digest
     return _folder_fingerprint(to_path(source))
 
 
-def _without_manifest(source: str) -> DataError:
-    return DataError(
-        "There are no published scans at this address.",
-        where=source,
-        expected=TREE_FILE,
-        action="Copy them there with `sssflow data push FOLDER ADDRESS`.",
-    )
+def _published_scans(source: str) -> tuple[FileTree, Place]:
+    place = open_place(source)
+    tree = read_tree(place)
+    if tree is None:
+        raise DataError(
+            "There are no published scans at this address.",
+            where=source,
+            expected=TREE_FILE,
+            action="Copy them there with `sssflow data push FOLDER ADDRESS`.",
+        )
+    return tree, place
 
 
 def _folder_fingerprint(source: Path) -> Sha256:
@@ -237,12 +257,26 @@ def _folder_fingerprint(source: Path) -> Sha256:
             where=source,
             action="Check the path; a pipeline on a cluster sees the pod's file system only.",
         )
-    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
+    files = [source] if source.is_file() else sorted(_files_below(source, frozenset()))
     facts = [
         (path.relative_to(source).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
         for path in files
     ]
     return sha256_bytes(json.dumps(facts).encode())
+
+
+def _files_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """The files that ingest can reach, through linked folders too; `above` guards against loops."""
+    real = folder.resolve()
+    if real in above:
+        return
+    # A folder that may not be read is for ingest to tell.
+    with contextlib.suppress(PermissionError):
+        for path in folder.iterdir():
+            if path.is_dir():
+                yield from _files_below(path, above | {real})
+            elif path.is_file():
+                yield path
 
 
 @lru_cache(maxsize=1)

@@ -223,8 +223,15 @@ def pull_tree(
         wanted: Whether a file, by its name in the tree, is to come.
     """
     tree = read_tree(place)
-    if tree is None:
-        return None
+    if tree is not None:
+        pull_files(tree, place, folder, wanted=wanted)
+    return tree
+
+
+def pull_files(
+    tree: FileTree, place: Place, folder: Path, *, wanted: Callable[[str], bool] = lambda _: True
+) -> None:
+    """`pull_tree` of a tree whose manifest was read before."""
 
     def fetch(ref: ObjectRef) -> None:
         target = below(ref.uri, base=folder)
@@ -232,7 +239,6 @@ def pull_tree(
             place.get_file(ref, target)
 
     _side_by_side(fetch, [ref for ref in tree.files if wanted(ref.uri)])
-    return tree
 
 
 def _side_by_side(call: Callable[[T], R], items: Sequence[T]) -> list[R]:

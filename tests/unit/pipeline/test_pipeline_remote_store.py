@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,6 +156,27 @@ def test_a_published_result_that_was_spoilt_is_made_again(
         open_place(uri).put_bytes(key, b"spoilt")
 
 
+def test_a_published_result_with_one_spoilt_file_is_made_again(
+    uri: str, manifest: DatasetManifest, tmp_path: Path
+) -> None:
+    """Its contract is whole and comes too: it must not pass for a finished result."""
+    for content in ("made first", "made again"):
+        with component_task("ingest", "", uri) as task:
+            out = task.folder({"config": "1"})
+            assert not task.has(DatasetManifest, out / "manifest.json")
+            assert not (out / "images").exists()
+            (out / "images").mkdir(parents=True)
+            (out / "images" / "a").write_text(content)
+            save_contract(manifest, out / "manifest.json")
+            pointer = task.publish(DatasetManifest, out / "manifest.json")
+        with component_task("train", "", uri) as task:
+            _, path = task.read(DatasetManifest, pointer)
+            assert (path.parent / "images" / "a").read_text() == content
+        folder = pointer.split(uri)[1].split('"')[0].strip("/").rpartition("/")[0]
+        open_place(uri).put_bytes(f"{folder}/images/a", b"spoilt")
+        shutil.rmtree(tmp_path / "tmp" / "sssflow-cache")  # the next task runs on another machine
+
+
 def test_a_pointer_to_a_deleted_result_says_so(
     uri: str, manifest: DatasetManifest, server: Server
 ) -> None:
@@ -183,6 +205,22 @@ def test_scans_in_s3_are_known_by_the_digest_of_every_file(uri: str, tmp_path: P
     (scans / "a.nii").write_bytes(b"two")
     push_tree(scans, place)
     assert source_fingerprint(f"{uri}/scans") != first
-    brought = bring_scans(f"{uri}/scans", tmp_path / "brought")
+    second = source_fingerprint(f"{uri}/scans")
+    brought = bring_scans(f"{uri}/scans", tmp_path / "brought", second)
     assert (brought / "a.nii").read_bytes() == b"two"
-    assert bring_scans(scans.as_uri(), tmp_path / "unused") == scans
+    assert bring_scans(scans.as_uri(), tmp_path / "unused", first) == scans
+
+
+def test_other_scans_than_the_run_was_started_with_are_not_ingested(
+    uri: str, tmp_path: Path
+) -> None:
+    """A result is named by the digest that came with the run: it must be of those very scans."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "a.nii").write_bytes(b"one")
+    started_with = push_tree(scans, open_place(f"{uri}/scans")).digest
+    (scans / "a.nii").write_bytes(b"two")
+    push_tree(scans, open_place(f"{uri}/scans"))
+    with pytest.raises(DataError, match="not those that the run was started with"):
+        bring_scans(f"{uri}/scans", tmp_path / "brought", started_with)
+    assert not (tmp_path / "brought").exists()

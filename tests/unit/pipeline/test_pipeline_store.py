@@ -100,6 +100,19 @@ def test_the_fingerprint_of_scans_sees_names_sizes_and_times(tmp_path: Path) -> 
     assert source_fingerprint(str(scans)) in seen
 
 
+def test_the_fingerprint_sees_scans_behind_linked_folders(tmp_path: Path) -> None:
+    """Ingest reads them: two sources that differ there alone must not share a result."""
+    found = set()
+    for name in ("one", "two"):
+        (tmp_path / f"disk-{name}" / "deep").mkdir(parents=True)
+        (tmp_path / f"disk-{name}" / "deep" / f"{name}.nii").write_bytes(b"12")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "imagesTr").symlink_to(tmp_path / f"disk-{name}")
+        (tmp_path / name / "loop").symlink_to(tmp_path)
+        found.add(source_fingerprint(str(tmp_path / name)))
+    assert len(found) == 2
+
+
 def test_scans_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         source_fingerprint(str(tmp_path / "none"))
