@@ -1,11 +1,14 @@
 """Running compiled pipelines on this machine: reasons, exit codes, interruption, and the whole."""
 
+import contextlib
 import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from sssflow.ingest.phantoms.stage import run as draw_phantoms
 from sssflow.pipeline import ir
 from sssflow.pipeline.events import TaskEvent
 from sssflow.pipeline.local import LOG_FILE, run_local
+from sssflow.storage.lock import locked
 
 IMAGE = "python-placeholder:none"
 
@@ -57,6 +61,21 @@ def wait(text: str, store_uri: str) -> str:
     from sssflow.pipeline.task import component_task
 
     with component_task("wait", "", store_uri):
+        time.sleep(60)
+    return text
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def tell_group(text: str, store_uri: str) -> str:
+    import os
+    import time
+    from pathlib import Path
+
+    from sssflow.pipeline.task import component_task
+
+    with component_task("tell_group", "", store_uri):
+        Path(text).with_suffix(".draft").write_text(str(os.getpgrp()))
+        Path(text).with_suffix(".draft").rename(text)
         time.sleep(60)
     return text
 
@@ -129,6 +148,56 @@ def test_a_termination_signal_stops_the_run_as_resumable(tmp_path: Path) -> None
     assert caught.value.exit_code == 75
     assert signal.getsignal(signal.SIGTERM) == before
     assert [(event.state, event.exit_code) for event in seen] == [("started", 0), ("failed", 75)]
+
+
+def living(group: int) -> list[str]:
+    """Command lines of the processes of a group that have not ended."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, of_group = (process / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(of_group) == group and state not in "ZX":
+                found.append((process / "cmdline").read_text())
+    return found
+
+
+def group_of(told: Path) -> int:
+    """The group that a task told of, which its worker leads."""
+    while not told.exists():
+        time.sleep(0.05)
+    return int(told.read_text())
+
+
+def test_a_worker_that_the_system_kills_leaves_no_task_behind(tmp_path: Path) -> None:
+    told = tmp_path / "group"
+    groups: list[int] = []
+
+    def kill_the_worker(event: TaskEvent) -> None:
+        groups.append(group_of(told))
+        os.kill(groups[0], signal.SIGKILL)
+
+    given = {"text": str(told)}
+    with pytest.raises(InternalError, match="without a reason"):
+        run_local(compiled(tmp_path, tell_group), given, tmp_path / "w", on_event=kill_the_worker)
+    assert living(groups[0]) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_a_run_that_is_killed_or_loses_its_terminal_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """The folder is free for the next run when the last task of this one has ended, not before."""
+    told = tmp_path / "group"
+    program = (
+        "import sys; from pathlib import Path; from sssflow.pipeline.local import run_local;"
+        "run_local(Path(sys.argv[1]), {'text': sys.argv[2]}, Path(sys.argv[3]))"
+    )
+    arguments = [str(compiled(tmp_path, tell_group)), str(told), str(tmp_path / "w")]
+    with subprocess.Popen([sys.executable, "-c", program, *arguments]) as starter:
+        group = group_of(told)
+        starter.send_signal(number)
+    with locked(tmp_path / "w" / ".lock"):
+        assert living(group) == []
 
 
 def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:

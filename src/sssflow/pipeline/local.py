@@ -24,7 +24,7 @@ from sssflow.errors import (
 )
 from sssflow.pipeline.events import EVENTS_FOLDER, EventReader, TaskEvent, request_stop
 from sssflow.pipeline.ir import require_kfp
-from sssflow.pipeline.local_worker import WorkOrder
+from sssflow.pipeline.local_worker import GRACE_S, WorkOrder
 from sssflow.pipeline.processes import signal_group, stop_requests
 from sssflow.pipeline.results import LocalRunResult, collect, require_own_folder
 from sssflow.pipeline.store import Store, program_digest
@@ -34,9 +34,6 @@ from sssflow.storage.lock import locked
 LOG_FILE = "pipeline.log"
 
 _POLL_S = 0.2
-_GRACE_S = 300.0
-"""Time that tasks get to save their state after a signal."""
-
 _LAST_LINES = 20
 
 # PATH and TMPDIR are set by the shell, so that nothing here reads the environment.
@@ -68,7 +65,7 @@ def run_local(
 
     Raises:
         SssflowError: A task failed; the kind and the message are those of the task.
-        InterruptedRun: SIGTERM or Ctrl-C; what was finished is kept.
+        InterruptedRun: SIGTERM, Ctrl-C or the end of the terminal; what was finished is kept.
         UsageError: kfp is not installed, or `out` holds somebody else's files.
         UnavailableError: Another run works in the same folder.
     """
@@ -84,9 +81,9 @@ def run_local(
         where=work_dir,
         action="Wait for it to end, or choose another folder.",
     )
-    with locked(work_dir / ".lock", refusal=busy), disk_errors(work_dir):
+    with locked(work_dir / ".lock", refusal=busy) as lock, disk_errors(work_dir):
         arguments = {"store_uri": (work_dir / "store").as_uri(), **parameters}
-        outputs = _run(ir_path.absolute(), arguments, work_dir, on_event or _ignore)
+        outputs = _run(ir_path.absolute(), arguments, work_dir, on_event or _ignore, lock)
         store = Store(str(arguments["store_uri"]), program=program_digest())
         with contextlib.closing(store):
             gathered = collect(outputs, target, store=store)
@@ -115,7 +112,8 @@ class _Follower:
             if event.state == "failed":
                 self.failures.append(event)
                 request_stop(self.folder)
-            self.on_event(event)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                self.on_event(event)
 
 
 def _run(
@@ -123,8 +121,9 @@ def _run(
     parameters: Mapping[str, Any],
     work_dir: Path,
     on_event: Callable[[TaskEvent], None],
+    lock: int,
 ) -> dict[str, str]:
-    """The pipeline's outputs; anything else is an exception."""
+    """The pipeline's outputs; anything else is an exception. The worker holds `lock` too."""
     log_path = work_dir / LOG_FILE
     # The temporary folder is short: sockets of PyTorch's workers live there.
     with tempfile.TemporaryDirectory(prefix="sssflow-") as tmp, log_path.open("wb") as log:
@@ -144,7 +143,8 @@ def _run(
                 *("/bin/sh", "-c", _LAUNCH, "sh", _python_folder(Path(tmp)), tmp),
                 *(sys.executable, "-m", "sssflow.pipeline.local_worker", str(order_path)),
             ],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # never written to: its end tells the worker of ours
+            pass_fds=(lock,),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -166,14 +166,14 @@ def _wait(worker: subprocess.Popen[bytes], follower: _Follower) -> bool:
                 if asked and deadline_s == float("inf"):
                     request_stop(follower.folder)
                     signal_group(worker, signal.SIGTERM)
-                    deadline_s = time.monotonic() + _GRACE_S
+                    deadline_s = time.monotonic() + GRACE_S
                 if time.monotonic() > deadline_s:
                     signal_group(worker, signal.SIGKILL)
                 time.sleep(_POLL_S)
         finally:
-            if worker.poll() is None:
-                signal_group(worker, signal.SIGKILL)
-                worker.wait()
+            # After its end too: a worker that the system killed leaves its task behind.
+            signal_group(worker, signal.SIGKILL)
+            worker.communicate()
         follower.look()
         return bool(asked)
 

@@ -2,19 +2,26 @@
 
 Called as `python -m sssflow.pipeline.local_worker ORDER.json`. A process of its own, because
 KFP's local mode keeps global state, replaces the handlers of the root logger and writes to
-standard output.
+standard output. It ends in order when the process that started it is gone, whatever ended that one.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from sssflow.contracts.base import Record
+from sssflow.pipeline.events import listening_folder, request_stop
+
+GRACE_S = 300.0
+"""Time that tasks get to save their state after a signal."""
 
 
 class WorkOrder(Record):
@@ -42,6 +49,7 @@ def main(order_path: Path) -> None:
     # A handler, unlike SIG_IGN, is not inherited by them.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _wait_for_tasks)
+    _end_with_the_starter()
     # KFP replaces the text "python3" in a task's whole command by sys.executable, in parameters
     # too, and does not quote it. This makes the replacement change nothing; the right python3 is
     # first in PATH.
@@ -54,6 +62,24 @@ def main(order_path: Path) -> None:
     pipeline = components.load_component_from_file(str(order.ir_path))
     task = pipeline(**order.parameters)
     order.result_path.write_text(json.dumps(dict(task.outputs)), encoding="utf-8")
+
+
+def _end_with_the_starter() -> None:
+    """Stop the tasks when standard input ends: the process at its other side is gone."""
+    lifeline = os.dup(0)
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)  # for the tasks
+
+    def watch() -> None:
+        os.read(lifeline, 1)
+        folder = listening_folder()
+        if folder is not None:
+            request_stop(folder)
+        os.killpg(os.getpgrp(), signal.SIGTERM)
+        time.sleep(GRACE_S)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="sssflow-starter", daemon=True).start()
 
 
 def _wait_for_tasks(number: int, frame: FrameType | None) -> None:

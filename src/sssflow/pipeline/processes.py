@@ -12,13 +12,17 @@ from typing import Any
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the yielded list instead of dying by them.
+    """Collect SIGINT, SIGTERM and SIGHUP in the yielded list instead of dying by them.
+
+    SIGHUP, the end of the terminal, stays ignored where `nohup` had it ignored.
 
     Outside the main thread signals cannot be taken over, and the list stays empty.
     """
     asked: list[int] = []
     before: dict[int, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue
         with contextlib.suppress(ValueError):
             before[number] = signal.signal(number, lambda n, _: asked.append(n))
     try:

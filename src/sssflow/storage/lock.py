@@ -17,13 +17,16 @@ def locked(
     *,
     refusal: SssflowError | None = None,
     waiting: Callable[[], object] = lambda: None,
-) -> Iterator[None]:
+) -> Iterator[int]:
     """Be the only one inside among the processes that name the same file, which is made and stays.
 
     Args:
         path: The file; missing parent folders are made.
         refusal: Raised where another process is inside; None: it is waited for, without end.
         waiting: Called once before that wait.
+
+    Yields:
+        The open file: a process that inherits it holds the lock too, to its own end.
 
     Raises:
         UnavailableError: The disk is full, read-only or refuses access (exit 69).
@@ -39,4 +42,4 @@ def locked(
                 raise refusal from None
             waiting()
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()

@@ -16,8 +16,19 @@ def test_a_signal_is_collected_and_the_former_handler_comes_back() -> None:
     with stop_requests() as asked:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        assert asked == [signal.SIGTERM, signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert asked == [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_end_of_the_terminal_stays_ignored_where_nohup_had_it_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert asked == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_in_another_thread_there_is_nothing_to_collect() -> None:
