@@ -15,6 +15,9 @@ from sssflow.pipeline.kube_calls import NoAnswerError, answering_once, call
 _LOG_BYTES = 64 << 10
 _LOG_LINES = 60
 _EXIT = re.compile(r"\(exit (64|65|69|70|75)\): ")
+_NODE = "workflows.argoproj.io/node-name"
+"""Annotation of Argo: which task of the run a pod is a try of, with the number of the try."""
+_TRY = re.compile(r"\(\d+\)")
 _STUCK = frozenset(
     {
         "ErrImagePull",
@@ -162,8 +165,18 @@ def troubles(pods: Sequence[dict[str, Any]]) -> list[PodTrouble]:
 
 
 def failed_pods(pods: list[dict[str, Any]]) -> list[str]:
-    """Names of pods that ended with a failure, oldest first."""
-    return [p["metadata"]["name"] for p in pods if p.get("status", {}).get("phase") == "Failed"]
+    """Names of the failed pods of tasks that no other try has done, of each its last try first.
+
+    Args:
+        pods: Oldest first.
+    """
+    tries: dict[str, list[tuple[str, str]]] = {}
+    for pod in pods:
+        name, phase = str(pod["metadata"]["name"]), str(pod.get("status", {}).get("phase"))
+        node = str(pod["metadata"].get("annotations", {}).get(_NODE, name))
+        tries.setdefault(_TRY.sub("", node), []).append((name, phase))
+    open_tasks = [t for t in tries.values() if all(phase != "Succeeded" for _, phase in t)]
+    return [name for task in open_tasks for name, phase in task[::-1] if phase == "Failed"]
 
 
 def reason_in(log: str) -> tuple[int, str] | None:

@@ -56,8 +56,8 @@ class Watcher:
 
         Raises:
             InterruptedRun: It was cancelled (exit 75).
-            SssflowError: It failed, with the kind and the reason of the task that failed first
-                where its log can be read, else as InternalError.
+            SssflowError: It failed, with the kind and the reason of the last try of the task that
+                failed first where its log can be read, else as InternalError.
             UnavailableError: The API was away for longer than `patience_s`.
         """
         answered_s = self.clock()

@@ -140,6 +140,31 @@ def test_a_failure_has_the_kind_and_the_reason_that_the_task_s_log_tells(
     assert "main.go" not in told
 
 
+def test_the_reason_is_that_of_the_last_try_of_the_task_that_was_not_done(
+    watcher, cluster: FakeKube
+) -> None:
+    """A try that another one made good is no reason, nor is the first of several."""
+
+    def tried(name: str, node: str, phase: str, said: str = "") -> dict[str, Any]:
+        cluster.answers[f"{PODS}/{name}/log"] = said
+        found = pod(name, phase)
+        found["metadata"]["annotations"] = {"workflows.argoproj.io/node-name": f"run-1.root{node}"}
+        return found
+
+    slow, broken = "x (exit 69): The store was slow.\n", "y (exit 65): The scan is broken.\n"
+    pods = [
+        tried("a0", ".ingest.executor(0)", "Failed", slow),
+        tried("a1", ".ingest.executor(1)", "Succeeded"),
+        tried("b0", ".loop(0:0).masks.executor(0).main", "Failed", slow),
+        tried("c0", ".loop(1:1).masks.executor(0).main", "Succeeded"),
+        tried("b1", ".loop(0:0).masks.executor(1).main", "Failed", broken),
+    ]
+    cluster.answers[f"{PODS}?labelSelector=pipeline/runid=run-1"] = {"items": pods}
+    watch, _ = watcher([run("FAILED", message="task failed")], kube=kube(cluster))
+    with pytest.raises(DataError, match="The scan is broken"):
+        watch.follow("run-1")
+
+
 def test_a_pod_that_cannot_start_is_told_once(watcher, cluster: FakeKube) -> None:
     waiting = {"reason": "ImagePullBackOff", "message": "no such image"}
     unfit = {"type": "PodScheduled", "reason": "Unschedulable", "message": "0/1 nodes"}
