@@ -179,7 +179,8 @@ def collect(outputs: Mapping[str, str], out: Path, *, store: Store) -> Gathered:
             expected=", ".join(OUTPUTS),
             found=f"missing: {', '.join(missing)}",
         )
-    manifest, _ = store.follow(DatasetManifest, outputs["dataset"])
+    # Of the dataset its description alone: nobody asked for the scans.
+    manifest, _ = store.follow(DatasetManifest, outputs["dataset"], lambda _: ())
     summary, summary_path = store.follow(EvaluationSummary, outputs["evaluation"])
     bundle, bundle_path = store.follow(ModelBundle, outputs["bundle"])
     runs = {name: store.follow(RunRecord, outputs[name]) for name in _RUNS}

@@ -10,7 +10,9 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
@@ -59,10 +61,8 @@ class Store:
         self._mirror: Mirror | None = None
         if uri.startswith("s3://"):
             self.root = Path(tempfile.mkdtemp(prefix="sssflow-store-"))
-            cache = FileCache(
-                Path(tempfile.gettempdir()) / "sssflow-cache", bound_bytes=_CACHE_BYTES
-            )
-            self._mirror = Mirror(open_place(uri), self.root, finished=open_place(uri, cache=cache))
+            finished = open_place(uri, cache=_own_cache())
+            self._mirror = Mirror(open_place(uri), self.root, finished=finished)
         else:
             self.root = to_path(uri).absolute()
 
@@ -159,6 +159,19 @@ class Store:
                 where=self._mirror.address(path),
                 action="Run the pipeline again without its cache; someone may have deleted it.",
             )
+
+
+def _own_cache() -> FileCache | None:
+    """What this user brought from S3 before: scans too, so that nobody else may read it.
+
+    None where a folder of that name is open to others or theirs.
+    """
+    root = Path(tempfile.gettempdir()) / f"sssflow-cache-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        root.mkdir(mode=0o700)
+    facts = root.lstat()
+    own = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid()
+    return FileCache(root, bound_bytes=_CACHE_BYTES) if own and not facts.st_mode & 0o077 else None
 
 
 def write_pointer(contract: Contract, path: Path, *, address: str = "") -> str:

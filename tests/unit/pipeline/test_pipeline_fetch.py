@@ -17,6 +17,10 @@ from kfp_server import run as state
 from s3_server import Server
 from sssflow.cli.main import run
 from sssflow.pipeline.results import note_outputs
+from sssflow.storage.digest import sha256_bytes, sha256_file
+
+
+SCAN = b"pixels of a patient"
 
 
 @pytest.fixture
@@ -39,6 +43,7 @@ def finished(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     uri = f"s3://bucket/{tmp_path.name}"
     outputs = make_outputs(tmp_path / "store", manifest)
+    (tmp_path / "store" / "d" / "scan").write_bytes(SCAN)
     note_outputs(uri, "key-1", move_to_s3(outputs, tmp_path / "store", uri))
     fake.runs["run-1"] = state("SUCCEEDED")
     parameters = {"store_uri": uri, "run_key": "key-1"}
@@ -64,6 +69,14 @@ def test_results_come_as_a_run_on_this_machine_leaves_them(finished, tmp_path, c
     assert fetch(finished, out) == 0
     left = [p.name for p in tmp_path.iterdir() if p.name.startswith("sssflow-store")]
     assert left == []
+
+
+def test_the_scans_of_the_dataset_stay_in_the_store(finished, tmp_path) -> None:
+    assert fetch(finished, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "dataset.json").is_file()
+    brought = {path.name for path in tmp_path.glob("sssflow-cache-*/??/*")}
+    assert sha256_file(tmp_path / "out" / "report.html") in brought
+    assert sha256_bytes(SCAN) not in brought
 
 
 def test_watching_ends_with_the_figures_and_the_next_command(finished, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from sssflow.storage.contracts import save_contract
 from sssflow.storage.places import TREE_FILE, FilePlace, open_place, push_tree
 
 PROGRAM = "a" * 64
+CACHE = f"sssflow-cache-{os.getuid()}"
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def uri(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     yield f"s3://bucket/stores/{tmp_path.name}"
     left = [p.name for p in (tmp_path / "tmp").iterdir()]
-    assert left in ([], ["sssflow-cache"]), "a temporary folder was left behind"
+    assert left in ([], [CACHE]), "a temporary folder was left behind"
 
 
 def keys(server: Server, uri: str) -> list[str]:
@@ -86,6 +88,30 @@ def test_a_task_that_names_the_files_it_needs_is_brought_no_others(
         # Asked for again, without a choice, the rest comes too.
         _, path = task.read(DatasetManifest, pointer)
         assert sorted(file.name for file in (path.parent / "images").iterdir()) == ["a", "b", "c"]
+
+
+def test_what_was_brought_is_kept_where_no_other_user_can_read_it(
+    uri: str, manifest: DatasetManifest, tmp_path: Path
+) -> None:
+    """Scans are among it, and the folder for temporary files is everybody's."""
+    with component_task("ingest", "", uri) as task:
+        out = task.folder({"config": "1"})
+        assert not task.has(DatasetManifest, out / "manifest.json")
+        save_contract(manifest, out / "manifest.json")
+        pointer = task.publish(DatasetManifest, out / "manifest.json")
+
+    def kept() -> int:
+        with component_task("train", "", uri) as task:
+            assert task.read(DatasetManifest, pointer)[0] == manifest
+        return sum(path.is_file() for path in cache.glob("??/*"))
+
+    cache = tmp_path / "tmp" / CACHE
+    assert kept() == 1
+    assert cache.stat().st_mode & 0o777 == 0o700
+    shutil.rmtree(cache)
+    cache.mkdir()
+    cache.chmod(0o755)
+    assert kept() == 0
 
 
 def test_what_an_interrupted_task_had_done_is_there_for_its_next_try(
@@ -174,7 +200,7 @@ def test_a_published_result_with_one_spoilt_file_is_made_again(
             assert (path.parent / "images" / "a").read_text() == content
         folder = pointer.split(uri)[1].split('"')[0].strip("/").rpartition("/")[0]
         open_place(uri).put_bytes(f"{folder}/images/a", b"spoilt")
-        shutil.rmtree(tmp_path / "tmp" / "sssflow-cache")  # the next task runs on another machine
+        shutil.rmtree(tmp_path / "tmp" / CACHE)  # the next task runs on another machine
 
 
 def test_a_pointer_to_a_deleted_result_says_so(
