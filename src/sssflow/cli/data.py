@@ -169,8 +169,17 @@ def push(
         raise DataError(
             "There are no files to copy.",
             where=source,
-            expected="a folder with files; hidden ones and links are left out",
+            expected="a folder with files; hidden ones are left out",
             action="Check the path; an unmounted disk looks like this too.",
+        )
+    links = sorted(p for p in source.rglob("*") if p.is_symlink() and not p.name.startswith("."))
+    if links:
+        raise DataError(
+            "Links are not copied: what they lead to would be missing there.",
+            where=source,
+            expected="files and folders",
+            found=f"{len(links)} link(s), for example {links[0].relative_to(source)}",
+            action=f"Push a copy without links: {quoted('cp', '-rL', source, 'COPY')}",
         )
     plan = Plan(
         "data push",

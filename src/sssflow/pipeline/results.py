@@ -165,7 +165,8 @@ def collect(outputs: Mapping[str, str], out: Path, *, store: Store) -> Gathered:
     Results of a store in S3 are brought here first, every file verified.
 
     `out` gets the evaluation's files, `bundle/`, `runs/<name>/` with `run.json` and `model/`,
-    `tensorboard/<name>/` and `dataset.json`; of the same names what was there before is replaced.
+    `tensorboard/<name>/` and `dataset.json`. Of the names that a run may leave, what was there
+    before goes: predictions of a former model must not lie beside the report of another.
 
     Raises:
         InternalError: An output is missing: the run did not do all of its work.
@@ -187,13 +188,16 @@ def collect(outputs: Mapping[str, str], out: Path, *, store: Store) -> Gathered:
     require_own_folder(out)
     with disk_errors(out):
         write_bytes(out / _OURS, b"")
+        for name in _FOLDERS:
+            if (out / name).is_dir():
+                shutil.rmtree(out / name)
         save_contract(manifest, out / "dataset.json")
-        _replace_tree(bundle_path.parent, out / "bundle")
+        shutil.copytree(bundle_path.parent, out / "bundle")
         for name, (record, path) in runs.items():
             _collect_run(record, path, out / "runs" / name)
             curves = path.parent / "tensorboard"
             if curves.is_dir():
-                _replace_tree(curves, out / "tensorboard" / name)
+                shutil.copytree(curves, out / "tensorboard" / name)
         _collect_evaluation(summary_path.parent, out)
     return Gathered(
         summary=summary,
@@ -205,7 +209,7 @@ def collect(outputs: Mapping[str, str], out: Path, *, store: Store) -> Gathered:
 
 def _collect_run(record: RunRecord, run_path: Path, folder: Path) -> None:
     model = verified_path(record.model, base=run_path.parent)
-    _replace_tree(model.parent, folder / "model")
+    shutil.copytree(model.parent, folder / "model")
     write_bytes(folder / run_path.name, run_path.read_bytes())
 
 

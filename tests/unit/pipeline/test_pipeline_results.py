@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,19 @@ def test_results_of_an_earlier_run_are_replaced(tmp_path: Path, outputs: dict[st
     (out / "bundle" / "old.onnx").write_bytes(b"old")
     collect(outputs, out, store=store(tmp_path))
     assert not (out / "bundle" / "old.onnx").exists()
+
+
+def test_predictions_of_an_earlier_run_do_not_stay_beside_the_report_of_another(
+    tmp_path: Path, outputs: dict[str, str]
+) -> None:
+    """This one wrote none, and has no curves of the warm-up."""
+    out = tmp_path / "out"
+    collect(outputs, out, store=store(tmp_path))
+    (out / "predictions" / "sss").mkdir(parents=True)
+    shutil.rmtree(tmp_path / "store" / "warmup" / "tensorboard")
+    collect(outputs, out, store=store(tmp_path))
+    assert not (out / "predictions").exists()
+    assert sorted(path.name for path in (out / "tensorboard").iterdir()) == ["baseline", "headline"]
 
 
 def test_files_of_somebody_else_are_never_replaced(tmp_path, outputs) -> None:
