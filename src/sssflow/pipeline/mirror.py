@@ -77,7 +77,7 @@ class Mirror:
         the stage makes it again.
         """
         place = self._of(folder)
-        tree = read_tree(place, manifest=PARTIAL_FILE)
+        tree = _carried(place)
         for ref in () if tree is None else tree.files:
             try:
                 place.get_file(ref, below(ref.uri, base=folder))
@@ -98,7 +98,7 @@ class Mirror:
             self._work.stop()
             self._work = None
         place = self._of(folder)
-        partial = read_tree(place, manifest=PARTIAL_FILE)
+        partial = _carried(place)
         tree = push_tree(folder, place)
         if partial is not None:
             for name in sorted({ref.uri for ref in partial.files} - {r.uri for r in tree.files}):
@@ -126,6 +126,18 @@ class Mirror:
 
     def _of(self, folder: Path, place: Place | None = None) -> Place:
         return (place or self._place).child(folder.relative_to(self._root).as_posix())
+
+
+def _carried(place: Place) -> FileTree | None:
+    """What was carried over of an unfinished folder; None if that is nothing, or not readable.
+
+    It spares work and decides nothing, and another try of the task may be replacing it.
+    """
+    try:
+        return read_tree(place, manifest=PARTIAL_FILE)
+    except DataError as error:
+        _LOG.warning("The interim state of the task cannot be read: %s", error.what)
+        return None
 
 
 class _Work:

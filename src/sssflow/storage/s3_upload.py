@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sssflow.contracts.base import ObjectRef
+from sssflow.errors import UnavailableError
 from sssflow.storage.s3_calls import DIGEST_KEY, MIB, Clock, S3Address, S3Calls
 from sssflow.storage.s3_errors import code_of, is_absent
 
@@ -35,8 +36,9 @@ def put_in_parts(
 ) -> None:
     """Upload a large file; nothing is visible before its last request.
 
-    A failure aborts the upload. A kill leaves its parts in the store: the next call for the same
-    key takes over those whose digest fits, and `sweep_uploads` removes what nobody takes over.
+    A failure for good aborts the upload. A kill, a deadline or an outage leaves its parts in the
+    store: the next call for the same key takes over those whose digest fits, and `sweep_uploads`
+    removes what nobody takes over.
     An upload begun for other content carries that content's claimed digest, which cannot be read
     before its end: the caller must look at the result, and call again without `take_over`.
 
@@ -73,7 +75,8 @@ def put_in_parts(
     except Exception as error:
         if code_of(error.__cause__ or error) == _GONE:
             raise UploadGoneError from None
-        _abort(calls, address, upload_id)
+        if not isinstance(error, UnavailableError):
+            _abort(calls, address, upload_id)
         raise
 
 

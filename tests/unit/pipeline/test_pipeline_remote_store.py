@@ -169,6 +169,22 @@ def test_a_file_that_was_replaced_after_the_last_look_is_left_out(tmp_path: Path
     assert [p.name for p in (tmp_path / "elsewhere" / "train" / "k").iterdir()] == ["a"]
 
 
+def test_an_interim_state_that_cannot_be_read_costs_its_work_alone(
+    uri: str, manifest: DatasetManifest
+) -> None:
+    with component_task("train", "", uri) as task:
+        out = task.folder({"config": "1"})
+        place = open_place(f"{uri}/{out.relative_to(out.parents[1])}")
+    place.put_bytes(PARTIAL_FILE, b"half of")
+    with component_task("train", "", uri) as task:
+        out = task.folder({"config": "1"})
+        assert not task.has(DatasetManifest, out / "manifest.json")
+        save_contract(manifest, out / "manifest.json")
+        pointer = task.publish(DatasetManifest, out / "manifest.json")
+    with component_task("evaluate", "", uri) as task:
+        assert task.read(DatasetManifest, pointer)[0] == manifest
+
+
 def test_a_published_result_that_was_spoilt_is_made_again(
     uri: str, manifest: DatasetManifest
 ) -> None:

@@ -237,6 +237,29 @@ def test_a_killed_upload_shows_nothing_and_goes_on_where_it_was(
     assert store.get_bytes(at("killed")) == (tmp_path / "f").read_bytes()
 
 
+def test_an_upload_that_ran_out_of_time_goes_on_where_it_was(
+    server: Server, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the message says; else a file that takes longer than the deadline would never arrive."""
+    (tmp_path / "f").write_bytes(noise(10, 16 * MIB))
+    store = connect(server.url, part_mib=5, parallel=1)
+    sent: list[int] = []
+    upload = store._calls.client.upload_part
+    monkeypatch.setattr("sssflow.storage.s3_calls.time.monotonic", lambda: 1000.0 * len(sent))
+
+    def count(**arguments: object) -> object:
+        sent.append(int(str(arguments["PartNumber"])))
+        return upload(**arguments)
+
+    monkeypatch.setattr(store._calls.client, "upload_part", count)
+    for _ in range(4):
+        late = _refusal(lambda: store.put_file(tmp_path / "f", at("late")))
+        assert isinstance(late, UnavailableError)
+    store.put_file(tmp_path / "f", at("late"))
+    assert sent == [1, 2, 3, 4]
+    assert store.get_bytes(at("late")) == (tmp_path / "f").read_bytes()
+
+
 def test_uploads_that_nobody_takes_over_are_swept_from_every_page_of_the_list(
     server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
