@@ -19,7 +19,6 @@ from sssflow.cli.main import run
 from sssflow.pipeline.results import note_outputs
 from sssflow.storage.digest import sha256_bytes, sha256_file
 
-
 SCAN = b"pixels of a patient"
 
 
