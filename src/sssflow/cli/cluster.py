@@ -57,6 +57,7 @@ from sssflow.errors import UsageError
 
 if TYPE_CHECKING:
     from sssflow.experiment import ExperimentConfig
+    from sssflow.pipeline.config import NodesConfig
     from sssflow.pipeline.kfp_api import KfpApi
     from sssflow.pipeline.kube import Kube
     from sssflow.pipeline.submission import Placement
@@ -213,13 +214,14 @@ def cancel(
     console().print(f"next: {again}", markup=False)
 
 
-def _on_machines(experiment: ExperimentConfig) -> frozenset[str]:
-    """The trainings that `pipeline.nodes` takes out of their tasks' pods."""
+def _on_machines(experiment: ExperimentConfig) -> dict[str, NodesConfig]:
+    """The trainings that `pipeline.nodes` takes out of their tasks' pods, and to where."""
     from sssflow.experiment import TRAINING_SECTIONS
 
-    if experiment.pipeline.nodes is None:
-        return frozenset()
-    return frozenset(s for s in TRAINING_SECTIONS if experiment.training(s).processes > 1)
+    machines = experiment.pipeline.nodes
+    if machines is None:
+        return {}
+    return {s: machines for s in TRAINING_SECTIONS if experiment.training(s).processes > 1}
 
 
 def _experiment(

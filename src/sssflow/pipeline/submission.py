@@ -20,6 +20,7 @@ import yaml
 
 from sssflow.errors import UsageError
 from sssflow.experiment import ExperimentConfig
+from sssflow.pipeline.config import NodesConfig
 from sssflow.pipeline.ir import graphs
 from sssflow.pipeline.nodes import RUN_LABEL
 from sssflow.storage.digest import sha256_bytes
@@ -93,8 +94,8 @@ class Placement:
         image: Image of every task, by digest.
         gpus: GPUs of each training; each other task that computes gets one. 0: none.
         gpu_type: Name of the resource.
-        on_machines: Sections whose training runs on machines of its own (`pipeline.nodes`); their
-            tasks only follow it, and get no GPU.
+        on_machines: Section to the machines of its own that its training runs on; the task only
+            follows it, gets no GPU, and works on the claim that they share.
         sam_on_gpu: Whether the task of SAM-2 gets one of them; not if Triton computes for it.
         node_selector: Labels of the nodes for tasks with GPUs; without GPUs: for all tasks.
         tolerations: Of the same tasks.
@@ -110,7 +111,7 @@ class Placement:
     image: str
     gpus: int = 0
     gpu_type: str = "nvidia.com/gpu"
-    on_machines: frozenset[str] = frozenset()
+    on_machines: Mapping[str, NodesConfig] = field(default_factory=dict)
     sam_on_gpu: bool = True
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, str], ...] = ()
@@ -160,6 +161,8 @@ def spec_for(ir_path: Path, placement: Placement) -> dict[str, Any]:
         container = ir["deploymentSpec"]["executors"][label]["container"]
         _place_container(container, component, gpus, placement)
         _place_pod(settings.setdefault(label, {}), gpus, placement)
+        if section in placement.on_machines:
+            _share_claim(container, settings[label], placement.on_machines[section])
     for task in _executed_tasks(ir):
         task["cachingOptions"] = {"enableCache": True} if placement.cached else {}
         if placement.retries:
@@ -211,10 +214,7 @@ def _place_container(
     container: dict[str, Any], component: str, gpus: int, placement: Placement
 ) -> None:
     container["image"] = placement.image
-    if placement.environment:
-        known = {entry["name"]: entry["value"] for entry in container.get("env", ())}
-        merged = {**known, **placement.environment}
-        container["env"] = [{"name": name, "value": merged[name]} for name in sorted(merged)]
+    _set_variables(container, placement.environment)
     resources: dict[str, Any] = container.get("resources", {})
     if component in _TRAINS | _INFERS:
         if placement.cpu:
@@ -233,6 +233,27 @@ def _place_container(
         }
     if resources:
         container["resources"] = resources
+
+
+def _set_variables(container: dict[str, Any], more: Mapping[str, str]) -> None:
+    known = {entry["name"]: entry["value"] for entry in container.get("env", ())}
+    merged = {**known, **more}
+    if merged:
+        container["env"] = [{"name": name, "value": merged[name]} for name in sorted(merged)]
+
+
+def _share_claim(
+    container: dict[str, Any], settings: dict[str, Any], machines: NodesConfig
+) -> None:
+    """Have a task work where its machines see it: what it brings from S3 is temporary files."""
+    _set_variables(container, {"TMPDIR": machines.claim_path})
+    settings["pvcMount"] = [
+        {
+            "mountPath": machines.claim_path,
+            "constant": machines.claim,
+            "pvcNameParameter": {"runtimeValue": {"constant": machines.claim}},
+        }
+    ]
 
 
 def _place_pod(settings: dict[str, Any], gpus: int, placement: Placement) -> None:

@@ -16,6 +16,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from sssflow.errors import UsageError
 from sssflow.experiment import ExperimentConfig
+from sssflow.pipeline.config import NodesConfig
 from sssflow.pipeline.ir import compiled_pipeline
 from sssflow.pipeline.submission import (
     Placement,
@@ -27,6 +28,7 @@ from sssflow.pipeline.submission import (
 )
 
 IMAGE = "registry.example:5000/team/sssflow@sha256:" + "a" * 64
+NODES = NodesConfig(nodes=2, image=IMAGE, claim="shared", claim_path="/mnt/shared")
 TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 
 
@@ -114,7 +116,10 @@ def test_trainings_get_the_gpus_and_what_computes_beside_them_one() -> None:
 
 
 def test_a_task_whose_training_runs_on_machines_of_its_own_holds_no_gpu() -> None:
-    chosen = {"node_selector": {"pool": "x"}, "on_machines": frozenset({"train", "baseline"})}
+    chosen = {
+        "node_selector": {"pool": "x"},
+        "on_machines": dict.fromkeys(("train", "baseline"), NODES),
+    }
     spec = spec_for(compiled_pipeline(), Placement(IMAGE, gpus=4, **chosen))
     found = containers(spec)
     assert found["exec-train"]["resources"]["accelerator"]["count"] == "4"  # the warm-up
@@ -126,6 +131,26 @@ def test_a_task_whose_training_runs_on_machines_of_its_own_holds_no_gpu() -> Non
 def test_the_task_of_sam_2_needs_no_gpu_where_triton_computes() -> None:
     spec = spec_for(compiled_pipeline(), Placement(IMAGE, gpus=1, sam_on_gpu=False))
     assert "resources" not in containers(spec)["exec-sam2-inference"]
+
+
+def test_a_task_works_on_the_claim_that_its_machines_share() -> None:
+    """Else its folder is in its own pod, and the training is refused when it is to begin."""
+    spec = spec_for(compiled_pipeline(), Placement(IMAGE, on_machines={"train": NODES}))
+    mounts = {name: pod["pvcMount"] for name, pod in pods(spec).items() if "pvcMount" in pod}
+    assert list(mounts) == ["exec-train-3"]
+    assert [(mount["constant"], mount["mountPath"]) for mount in mounts["exec-train-3"]] == [
+        ("shared", "/mnt/shared")
+    ]
+    json_format.ParseDict(
+        pods(spec)["exec-train-3"], kubernetes_executor_config_pb2.KubernetesExecutorConfig()
+    )
+    places = {
+        name: entry["value"]
+        for name, container in containers(spec).items()
+        for entry in container.get("env", ())
+        if entry["name"] == "TMPDIR"
+    }
+    assert places == {"exec-train-3": "/mnt/shared"}
 
 
 def test_nodes_are_chosen_for_tasks_with_gpus_and_without_gpus_for_all() -> None:
