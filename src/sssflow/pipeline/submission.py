@@ -124,7 +124,8 @@ class Placement:
     cached: bool = True
 
     def __post_init__(self) -> None:
-        require_digest(self.image)
+        for image in (self.image, *(machines.image for machines in self.on_machines.values())):
+            require_digest(image)
         for name, text in (("cpu", self.cpu), ("memory", self.memory)):
             if text and not _QUANTITY.fullmatch(text):
                 raise UsageError(

@@ -66,7 +66,8 @@ def test_a_training_has_a_process_for_each_of_its_gpus(fake, more, found) -> Non
 
 
 def test_several_machines_share_the_processes_that_the_experiment_names(fake) -> None:
-    nodes = '{nodes: 2, image: "i@sha256:x", claim: c, claim_path: /claim}'
+    image = f"i@sha256:{64 * '0'}"
+    nodes = f'{{nodes: 2, image: "{image}", claim: c, claim_path: /claim}}'
     more = ("--set", f"pipeline.nodes={nodes}", "--set", "train.processes=4")
     assert submit(fake, *PHANTOMS, "--gpus", "2", *more) == 0
     (sent,) = fake.calls("POST", "/runs")

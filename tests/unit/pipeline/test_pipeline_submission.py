@@ -133,6 +133,13 @@ def test_the_task_of_sam_2_needs_no_gpu_where_triton_computes() -> None:
     assert "resources" not in containers(spec)["exec-sam2-inference"]
 
 
+def test_the_image_of_the_machines_must_be_named_by_its_digest_too() -> None:
+    """Theirs is the code that trains, and the result is named by the code of the task."""
+    tagged = NODES.model_copy(update={"image": "registry.example/sssflow:latest"})
+    with pytest.raises(UsageError, match="by its digest"):
+        Placement(IMAGE, on_machines={"train": tagged})
+
+
 def test_a_task_works_on_the_claim_that_its_machines_share() -> None:
     """Else its folder is in its own pod, and the training is refused when it is to begin."""
     spec = spec_for(compiled_pipeline(), Placement(IMAGE, on_machines={"train": NODES}))
