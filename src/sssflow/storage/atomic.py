@@ -114,12 +114,25 @@ def sweep_leftovers(folder: Path, *, older_than_s: float = 3600.0) -> list[Path]
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an operating-system refusal to write into `UnavailableError`."""
+    """Turn an operating-system refusal into `UnavailableError`.
+
+    Args:
+        path: What is written; where the system names a file elsewhere, that one is told.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in _DISK_ERRNOS:
             raise
+        named = Path(error.filename) if isinstance(error.filename, str) else path
+        if not named.absolute().is_relative_to(path.absolute().parent):
+            raise UnavailableError(
+                "A file cannot be read or written.",
+                where=named,
+                found=error.strerror,
+                action="Give this user the right to it, or free space there; then run the same "
+                "command again.",
+            ) from error
         raise UnavailableError(
             "The file cannot be written.",
             where=path,

@@ -17,6 +17,7 @@ import pytest
 from sssflow.errors import UnavailableError
 from sssflow.storage import atomic
 from sssflow.storage.atomic import (
+    disk_errors,
     link_or_copy,
     sweep_leftovers,
     write_atomically,
@@ -144,3 +145,14 @@ def test_a_file_that_is_linked_twice_is_one_file_and_leaves_nothing_beside(tmp_p
         link_or_copy(source, target)
         assert target.samefile(source)
         assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_file_elsewhere_that_may_not_be_read_is_told_by_its_own_name(tmp_path: Path) -> None:
+    """A whole task stands in the block: most of what it opens is not its result."""
+    scan = tmp_path / "scans" / "p1.nii"
+    with (
+        pytest.raises(UnavailableError, match="cannot be read or written") as caught,
+        disk_errors(tmp_path / "work" / "store"),
+    ):
+        raise PermissionError(errno.EACCES, "Permission denied", str(scan))
+    assert caught.value.where == str(scan)
