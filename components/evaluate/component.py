@@ -51,16 +51,18 @@ def evaluate(
         manifest, manifest_path = task.read(DatasetManifest, dataset)
         runs = task.read_all(RunRecord, [baseline, headline])
         models, run_paths = named_models(runs)
-        scored_prompts = to_score(task.read_all(PromptSet, prompts), manifest)
-        scored_masks = to_score(task.read_all(MaskSet, masks), manifest)
+        prompt_sets, mask_sets = task.read_all(PromptSet, prompts), task.read_all(MaskSet, masks)
+        digests = {path: found.digest for found, path in (*prompt_sets, *mask_sets)}
+        scored_prompts = to_score(prompt_sets, manifest)
+        scored_masks = to_score(mask_sets, manifest)
         out = task.folder(
             {
                 "config": config.digest(),
                 "dataset": manifest.digest,
                 "runs": " ".join(record.digest for record, _ in runs),
-                # Stored folders are named by content, so their names stand for it.
-                "prompts": " ".join(path.parent.name for path in scored_prompts),
-                "masks": " ".join(path.parent.name for path in scored_masks),
+                # Their folders are named by what they were made from: made again, they may differ.
+                "prompts": " ".join(digests[path] for path in scored_prompts),
+                "masks": " ".join(digests[path] for path in scored_masks),
             }
         )
         summary_path = out / "evaluation.json"

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("kfp")
 
 from components.adapt_sam2.component import adapt_sam2
+from components.evaluate.component import evaluate
 from components.ingest.component import ingest
 from components.plan_shards.component import plan_shards
 from components.sam2_inference.component import sam2_inference
@@ -18,7 +19,8 @@ from components.train.component import train
 
 from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.dataset import DatasetManifest, Grid, Modality, Role, UnlabelledCase
-from sssflow.contracts.prompts import PromptSet
+from sssflow.contracts.prompts import CasePrompts, PromptSet
+from sssflow.contracts.run import RunRecord
 from sssflow.contracts.sam2_graphs import (
     SAM2_BUNDLE_FILE,
     Sam2Bundle,
@@ -32,6 +34,7 @@ from sssflow.pipeline.shards import Shard
 from sssflow.pipeline.store import write_pointer
 from sssflow.pipeline.task import component_task
 from sssflow.storage.contracts import save_contract
+from sssflow.storage.digest import reference
 
 EXPERIMENT = ExperimentConfig().model_dump_json()
 
@@ -339,3 +342,43 @@ def test_graphs_that_are_exported_again_under_their_old_name_are_another_input(
             )
     first, second = asked
     assert (first == second) is (backend == "torch")
+
+
+def test_figures_are_known_by_the_content_of_the_prompts_that_they_are_about(
+    tmp_path: Path, dataset: str, monkeypatch
+) -> None:
+    """A folder's name says what its content was made from; a GPU may make it anew differently."""
+    asked: list[Path] = []
+
+    def run(_config: object, _dataset: Path, _models: object, out: Path, **_given: object) -> None:
+        asked.append(out)
+        raise DataError("that is enough")
+
+    monkeypatch.setattr("sssflow.evaluation.stage.run", run)
+    (tmp_path / "model.json").write_text("weights")
+    record = RunRecord(
+        **{"method": "supervised", "config": {}, "config_digest": "0" * 64, "seed": 1},
+        **{"versions": {}, "inputs": {}, "steps": 1, "best_step": 1, "selection": "last"},
+        **{"metrics": {}, "wall_time_s": 1.0, "device": "cpu"},
+        model=reference(tmp_path / "model.json"),
+    )
+    trained = write_pointer(record, save_contract(record, tmp_path / "run.json"))
+    for threshold in ("1", "2", "1"):
+        prompts = PromptSet(
+            dataset_digest="0" * 64,
+            model_digest="1" * 64,
+            method="pcsw",
+            config_digest=threshold * 64,
+            class_names=("background", "disc"),
+            cases=(CasePrompts(case_id="measured", shape_shw=(1, 2, 2)),),
+        )
+        pointer = write_pointer(prompts, save_contract(prompts, tmp_path / "prompts.json"))
+        with pytest.raises(SystemExit):
+            evaluate.python_func(
+                **{"config_json": EXPERIMENT, "dataset": dataset, "prompts": [pointer]},
+                **{"baseline": trained, "headline": trained, "masks": []},
+                store_uri=str(tmp_path / "store"),
+                metrics=StubArtifact(tmp_path / "metrics"),
+                report=StubArtifact(tmp_path / "report"),
+            )
+    assert asked[0] == asked[2] != asked[1]
