@@ -170,8 +170,8 @@ class _Work:
             # A file may be replaced or deleted while it is read: then the next look is for it.
             with contextlib.suppress(FileNotFoundError):
                 self._carry()
-        except SssflowError as error:
-            _LOG.warning("The interim state could not be carried to the store: %s", error.what)
+        except (SssflowError, OSError) as error:
+            _LOG.warning("The interim state could not be carried to the store: %s", error)
 
     def _carry(self) -> None:
         now: dict[str, tuple[tuple[int, int], ObjectRef]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -153,6 +154,27 @@ def test_a_folder_in_work_is_carried_over_without_being_asked(tmp_path: Path) ->
     other.bring_partial(tmp_path / "elsewhere" / "train" / "k")
     assert (tmp_path / "elsewhere" / "train" / "k" / "step_1").read_text() == "1"
     mirror.abandon()
+
+
+def test_a_disk_that_fails_once_ends_neither_the_carrying_nor_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that is stopped carries over last: an error there would take its exit code."""
+    place, root = FilePlace(tmp_path / "store"), tmp_path / "here"
+    mirror = Mirror(place, root, period_s=60)
+    (root / "train" / "k").mkdir(parents=True)
+    (root / "train" / "k" / "step_1").write_text("1")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    mirror.begin(root / "train" / "k")
+    with monkeypatch.context() as broken:
+        broken.setattr(FilePlace, "put_file", fail)
+        mirror.abandon()
+    mirror.begin(root / "train" / "k")
+    mirror.abandon()
+    assert place.child("train/k").get_bytes("step_1") == b"1"
 
 
 def test_a_file_that_was_replaced_after_the_last_look_is_left_out(tmp_path: Path) -> None:
