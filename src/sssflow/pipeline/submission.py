@@ -179,7 +179,18 @@ def spec_for(ir_path: Path, placement: Placement) -> dict[str, Any]:
 def parameters_for(
     experiment: ExperimentConfig, image: str, store: str, source: str = "", source_digest: str = ""
 ) -> dict[str, str]:
-    """Parameters of a run: all that decides its results, and a key made of it and of the image."""
+    """Parameters of a run: all that decides its results, and a key made of it and of the image.
+
+    Raises:
+        UsageError: The experiment holds a secret, which everybody who sees the run would read.
+    """
+    if experiment.sam.triton.admin_key is not None:
+        raise UsageError(
+            "The settings of a run hold a secret.",
+            where="sam.triton.admin_key",
+            expected="null: KFP shows parameters to all who see the run",
+            action="Leave it out: SAM-2's tasks ask nothing of the server that needs it.",
+        )
     made = {
         "config_json": experiment.model_dump_json(),
         "store_uri": store,

@@ -140,6 +140,13 @@ def test_the_image_of_the_machines_must_be_named_by_its_digest_too() -> None:
         Placement(IMAGE, on_machines={"train": tagged})
 
 
+def test_a_secret_never_becomes_a_parameter_that_everybody_reads() -> None:
+    told = ExperimentConfig.model_validate({"sam": {"triton": {"admin_key": "swordfish"}}})
+    with pytest.raises(UsageError, match=r"sam\.triton\.admin_key") as caught:
+        parameters_for(told, IMAGE, "s3://b/store")
+    assert "swordfish" not in caught.value.describe()
+
+
 def test_a_task_works_on_the_claim_that_its_machines_share() -> None:
     """Else its folder is in its own pod, and the training is refused when it is to begin."""
     spec = spec_for(compiled_pipeline(), Placement(IMAGE, on_machines={"train": NODES}))
