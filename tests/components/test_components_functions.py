@@ -286,6 +286,8 @@ def test_a_student_without_weights_of_its_own_is_known_by_what_it_always_was(
             "generalist weights": "",
         }
         assert asked == [task.folder(before)]
+
+
 @pytest.mark.parametrize("backend", ["torch", "onnx", "triton"])
 def test_graphs_that_are_exported_again_under_their_old_name_are_another_input(
     backend: str, tmp_path: Path, dataset: str, monkeypatch
