@@ -23,6 +23,7 @@ from sssflow.contracts.dataset import DatasetManifest, LabelledCase, Role, Unlab
 from sssflow.contracts.masks import CaseMasks
 from sssflow.contracts.model import Preprocessing
 from sssflow.errors import DataError
+from sssflow.networks.labels import labels_at_network_size
 from sssflow.networks.predict import resize_images
 from sssflow.training.distributed import ALONE, World
 from sssflow.training.mask_trust import case_masks
@@ -255,8 +256,8 @@ def load_labelled(
     images, labels, names = [], [], []
     for case in cases:
         images.append(_image(case, base, preprocessing))
-        label = torch.from_numpy(read_label(case, base, manifest.class_count))[:, None].float()
-        labels.append(resize_images(label, preprocessing.size_hw, "nearest")[:, 0].to(torch.uint8))
+        label = torch.from_numpy(read_label(case, base, manifest.class_count))
+        labels.append(labels_at_network_size(label, preprocessing, manifest.class_count))
         names += [case.case_id] * len(label)
     label = torch.cat(labels)
     return Slices(

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from sssflow.contracts.dataset import DatasetManifest, LabelledCase, UnlabelledCase
 from sssflow.contracts.model import PatchRule, Preprocessing
 from sssflow.errors import DataError
+from sssflow.networks.labels import labels_at_network_size
 from sssflow.networks.volumes import Box, Shape, pad_to, resize_volume, scaled_shape
 from sssflow.training.data import (
     LabelledBatch,
@@ -143,8 +144,7 @@ def load_labelled_volumes(
     for case in cases:
         plain = _volume(case, base, preprocessing, rule)
         label = torch.from_numpy(read_label(case, base, manifest.class_count))
-        shape = scaled_shape(label.shape, rule)
-        small = resize_volume(label[None, None].float(), shape, "nearest")[0, 0].to(torch.uint8)
+        small = labels_at_network_size(label, preprocessing, manifest.class_count)
         padded, _ = pad_to(small, rule.size_shw)
         found = _foreground(padded, manifest.class_count, case.case_id)
         volumes.append(replace(plain, label_shw=padded, foreground_na=found))
