@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sssflow.bench.named_files import content_of, model_by_content
+from sssflow.bench.named_files import content_of, model_by_content, sam_by_content
 from sssflow.bench.plan import RunOrder
 from sssflow.storage.atomic import link_or_copy
 from sssflow.storage.lock import locked
@@ -49,7 +49,7 @@ def chain_name(order: RunOrder) -> str:
     """Name of the chain: warm-up, adaptation, prompts and masks of every role that is needed."""
     settings = order.experiment
     parts = [order.dataset_digest, warmup_of(order).digest(), settings.adapt.digest()]
-    parts += [model_by_content(settings.sam).digest(), settings.prompts.digest()]
+    parts += [sam_by_content(settings.sam).digest(), settings.prompts.digest()]
     parts += [role.value for role in settings.pipeline.scored_roles]
     return _name([*parts, *_start_of(settings.train)])
 
@@ -58,7 +58,7 @@ def adapted_name(order: RunOrder) -> str:
     """Name of SAM-2's weights after it saw the labelled cases."""
     settings = order.experiment
     parts = [order.dataset_digest, settings.adapt.digest()]
-    parts += [model_by_content(settings.sam).digest()]
+    parts += [sam_by_content(settings.sam).digest()]
     return "sam2-" + _name(parts)
 
 

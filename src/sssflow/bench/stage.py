@@ -12,6 +12,7 @@ from typing import ClassVar
 import sssflow
 from sssflow.bench.config import BenchConfig
 from sssflow.bench.given import require_protocols_data
+from sssflow.bench.named_files import ingest_by_content
 from sssflow.bench.plan import RunOrder, run_keys, settings_beside, settings_of
 from sssflow.bench.pool import LOG_FILE, Pool
 from sssflow.bench.protocol import Protocol
@@ -189,7 +190,7 @@ def _whole(protocol: Protocol, config: BenchConfig, inputs: Inputs, key: RunKey,
     drawn = settings.phantoms.digest() if settings.phantoms is not None else "none"
     # Drawn scans lie below the benchmark's own folder, which may be moved.
     place = _DRAWN if protocol.source == "phantoms" else str(source.absolute())
-    origin = _Origin(source=place, packing=packing.digest(), phantoms=drawn)
+    origin = _Origin(source=place, packing=ingest_by_content(packing).digest(), phantoms=drawn)
     if manifest.exists():
         _require_same_origin(origin, out)
         return manifest

@@ -145,6 +145,30 @@ def test_a_file_of_weights_that_is_replaced_is_other_work_and_one_that_is_moved_
     assert {name for name, value in names_of(named).items() if value != before[name]} == named_by
 
 
+@pytest.mark.parametrize(
+    ("key", "inside", "named_by"),
+    [
+        ("sam.onnx.bundle", "bundle.json", {"order", "chain", "adapted", "training"}),
+        ("ingest.split.file", "", {"order"}),
+    ],
+)
+def test_graphs_and_lists_of_roles_count_by_what_they_hold_too(
+    key: str, inside: str, named_by: set[str], tmp_path: Path
+) -> None:
+    plain = order("acdc-lite", "sss", "default")
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    for place in (first, moved):
+        file = place / inside if inside else place
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("one")
+    named = with_setting(plain, f"{key}={first}")
+    before = names_of(named)
+    assert names_of(with_setting(plain, f"{key}={moved}")) == before
+    assert before["order"] != names_of(plain)["order"]
+    (first / inside if inside else first).write_text("and two")
+    assert {name for name, value in names_of(named).items() if value != before[name]} == named_by
+
+
 def sixteen(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -128,6 +128,13 @@ def test_data_of_another_folder_or_packed_otherwise_are_not_taken_for_these(
     other = tiny_bench.model_copy(update={"settings": ("ingest.name=other",)})
     with pytest.raises(UsageError, match="other settings"):
         stage.run(tiny_protocol, other, first, tmp_path / "out")
+    roles = tmp_path / "roles.json"
+    by_file = tiny_bench.model_copy(update={"settings": (f"ingest.split.file={roles}",)})
+    roles.write_text('{"test": []}')
+    stage.run(tiny_protocol, by_file, first, tmp_path / "by-file")
+    roles.write_text('{"test": ["a"]}')
+    with pytest.raises(UsageError, match="other settings"):
+        stage.run(tiny_protocol, by_file, first, tmp_path / "by-file")
 
 
 def test_a_folder_of_drawn_phantoms_may_be_moved(
