@@ -151,19 +151,22 @@ def test_a_termination_signal_stops_the_run_as_resumable(tmp_path: Path) -> None
 
 
 def living(group: int) -> list[str]:
-    """Command lines of the processes of a group that have not ended."""
+    """Command lines of the processes of a group that have not ended.
+
+    One that has no command line any more has given its memory back: it is ending.
+    """
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             state, _, of_group = (process / "stat").read_text().rpartition(")")[2].split()[:3]
             if int(of_group) == group and state not in "ZX":
                 found.append((process / "cmdline").read_text())
-    return found
+    return [line for line in found if line]
 
 
 def group_of(told: Path) -> int:
     """The group that a task told of, which its worker leads."""
-    while not told.exists():
+    while not (told.exists() and told.read_text()):
         time.sleep(0.05)
     return int(told.read_text())
 

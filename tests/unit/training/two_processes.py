@@ -34,6 +34,7 @@ PLAIN = {
     "preprocessing": {"size_hw": [32, 32]},
     "augmentation": STILL,
     "optimiser": {"kind": "sgd", "learning_rate": 0.05, "clip_norm": 1.0, "warmup_steps": 0},
+    "seed": 2,  # with seed 1 an activation lies at the kink of its ReLU, where rounding decides
     "steps": 4,
     "batch_labelled": 4,
     "device": "cpu",
