@@ -74,22 +74,39 @@ def test_image_label_and_soft_mask_stay_on_each_other_under_every_transform():
     assert not torch.allclose(moved[0], moved[1])
 
 
-@pytest.mark.parametrize("share", [WeakConfig().elastic_share, 0.02], ids=["default", "geometric"])
-def test_displacements_fold_no_image_and_are_the_same_share_at_every_size(share):
-    """At 64 pixels, 4 pixels folded 98 % of the displaced images: labels no anatomy has."""
+def displaced(size, share):
+    """Where 64 views read each of their pixels, in shares of the side; rows, then columns."""
     config = STILL.model_copy(update={"elastic_probability": 1.0, "elastic_share": share})
+    rows = torch.linspace(0, 1, size)[:, None].expand(size, size)
+    places = torch.stack([rows, rows.T]).repeat(64, 1, 1, 1)
+    return places, weak_geometry((64, size, size), config, generator(2)).image(places)
+
+
+def folded(size, share):
+    """Share of the views that turn a part of the image over, away from the border."""
+    _, moved = displaced(size, share)
+    inner = moved[..., size // 8 : -size // 8, size // 8 : -size // 8]
+    y, x = inner[:, 0], inner[:, 1]
+    by_row, by_column = (lambda p: p.diff(dim=1)[..., 1:]), (lambda p: p.diff(dim=2)[:, 1:])
+    area = by_row(y) * by_column(x) - by_column(y) * by_row(x)
+    return float((area <= 0).flatten(1).any(1).float().mean())
+
+
+def test_displacements_fold_no_image_and_are_the_same_share_at_every_size():
+    default = WeakConfig().elastic_share
+    assert default == 4 / 256
     largest = []
     for size in (32, 64, 256):
-        rows = torch.linspace(0, 1, size)[:, None].expand(size, size)
-        places = torch.stack([rows, rows.T]).repeat(64, 1, 1, 1)
-        moved = weak_geometry((64, size, size), config, generator(2)).image(places)
-        inner = moved[..., size // 8 : -size // 8, size // 8 : -size // 8]
-        y, x = inner[:, 0], inner[:, 1]
-        by_row, by_column = (lambda p: p.diff(dim=1)[..., 1:]), (lambda p: p.diff(dim=2)[:, 1:])
-        area = by_row(y) * by_column(x) - by_column(y) * by_row(x)
-        assert float(area.min()) > 0
-        largest.append(float((moved - places).abs().max()))
+        assert folded(size, default) == folded(size, 0.02) == 0
+        before, after = displaced(size, default)
+        largest.append(float((after - before).abs().max()))
     assert largest == pytest.approx([largest[-1]] * 3, rel=0.1)
+
+
+@pytest.mark.parametrize(("size", "least", "most"), [(64, 0.9, 1.0), (96, 0.2, 0.5)])
+def test_the_four_pixels_of_before_folded_small_images(size, least, most):
+    """Labels that no anatomy has: why displacements are shares (changelog)."""
+    assert least <= folded(size, 4 / size) <= most
 
 
 def test_the_box_of_a_disc_moves_with_the_view():
