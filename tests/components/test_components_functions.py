@@ -224,9 +224,8 @@ def test_the_rule_of_intensities_is_part_of_what_an_adaptation_is_known_by(
         assert (asked == [task.folder(before)]) is (intensity is None)
 
 
-def test_weights_of_a_student_replaced_under_their_name_are_another_training(
-    tmp_path: Path, dataset: str, monkeypatch
-) -> None:
+def asked_of_baseline(config: str, dataset: str, tmp_path: Path, monkeypatch) -> Path:
+    """The folder that the task of the baseline asks its training to write to."""
     asked: list[Path] = []
 
     def run(_config: object, _dataset: Path, out: Path, **_given: object) -> None:
@@ -234,49 +233,40 @@ def test_weights_of_a_student_replaced_under_their_name_are_another_training(
         raise DataError("that is enough")
 
     monkeypatch.setattr("sssflow.training.stage.run", run)
+    with pytest.raises(SystemExit):
+        train.python_func(
+            config_json=config,
+            section="baseline",
+            dataset=dataset,
+            masks=[],
+            start="",
+            store_uri=str(tmp_path / "store"),
+            model=StubArtifact(tmp_path / "model"),
+            metrics=StubArtifact(tmp_path / "metrics"),
+        )
+    (out,) = asked
+    return out
+
+
+def test_weights_of_a_student_replaced_under_their_name_are_another_training(
+    tmp_path: Path, dataset: str, monkeypatch
+) -> None:
+    asked: list[Path] = []
     weights = tmp_path / "sam2.pt"
     network = {"name": "sam2", "sam2": {"weights": str(weights)}}
     settings = {"method": "supervised", "network": network}
     config = json.dumps({"baseline": {**settings, "preprocessing": {"size_hw": (64, 64)}}})
     for content in (b"one", b"two", b"one"):
         weights.write_bytes(content)
-        with pytest.raises(SystemExit):
-            train.python_func(
-                config_json=config,
-                section="baseline",
-                dataset=dataset,
-                masks=[],
-                start="",
-                store_uri=str(tmp_path / "store"),
-                model=StubArtifact(tmp_path / "model"),
-                metrics=StubArtifact(tmp_path / "metrics"),
-            )
+        asked.append(asked_of_baseline(config, dataset, tmp_path, monkeypatch))
     assert asked[0] == asked[2] != asked[1]
 
 
 def test_a_student_without_weights_of_its_own_is_known_by_what_it_always_was(
     tmp_path: Path, dataset: str, monkeypatch
 ) -> None:
-    asked: list[Path] = []
-
-    def run(_config: object, _dataset: Path, out: Path, **_given: object) -> None:
-        asked.append(out)
-        raise DataError("that is enough")
-
-    monkeypatch.setattr("sssflow.training.stage.run", run)
-    store = str(tmp_path / "store")
-    with pytest.raises(SystemExit):
-        train.python_func(
-            config_json=EXPERIMENT,
-            section="baseline",
-            dataset=dataset,
-            masks=[],
-            start="",
-            store_uri=store,
-            model=StubArtifact(tmp_path / "model"),
-            metrics=StubArtifact(tmp_path / "metrics"),
-        )
-    with component_task("train", "baseline", store) as task:
+    asked = asked_of_baseline(EXPERIMENT, dataset, tmp_path, monkeypatch)
+    with component_task("train", "baseline", str(tmp_path / "store")) as task:
         manifest, _ = task.read(DatasetManifest, dataset)
         before = {
             "config": parse_experiment(EXPERIMENT).baseline.digest(),
@@ -285,7 +275,7 @@ def test_a_student_without_weights_of_its_own_is_known_by_what_it_always_was(
             "generalist": "",
             "generalist weights": "",
         }
-        assert asked == [task.folder(before)]
+        assert asked == task.folder(before)
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx", "triton"])

@@ -30,27 +30,30 @@ def labels_at_network_size(
         class_count: With the background.
 
     Returns:
-        uint8; (s, h, w) at network size.
+        uint8; (s, h, w) at network size, `label_shw` itself where that is its size.
     """
-    best = _resized((label_shw == 0).float(), preprocessing)
+    if preprocessing.patch is None:
+        size: tuple[int, ...] = (label_shw.shape[0], *preprocessing.size_hw)
+    else:
+        size = scaled_shape(label_shw.shape, preprocessing.patch)
+    if tuple(label_shw.shape) == size:
+        return label_shw
+    nearest = preprocessing.image_interpolation == "nearest"
+    best = _resized((label_shw == 0).float(), size, nearest=nearest)
     found = torch.zeros(best.shape, dtype=torch.uint8, device=label_shw.device)
     # Class by class: all at once would take as many volumes of floats as there are classes.
     for index in range(1, class_count):
         mask_shw = label_shw == index
         if mask_shw.any():
-            share = _resized(mask_shw.float(), preprocessing)
+            share = _resized(mask_shw.float(), size, nearest=nearest)
             found[share > best] = index
             best = torch.maximum(best, share)
     return found
 
 
-def _resized(mask_shw: Tensor, preprocessing: Preprocessing) -> Tensor:
-    if preprocessing.patch is None:
-        size: tuple[int, ...] = (mask_shw.shape[0], *preprocessing.size_hw)
-    else:
-        size = scaled_shape(mask_shw.shape, preprocessing.patch)
+def _resized(mask_shw: Tensor, size: tuple[int, ...], *, nearest: bool) -> Tensor:
     mask = mask_shw[None, None]
-    if preprocessing.image_interpolation == "nearest":
+    if nearest:
         return functional.interpolate(mask, size, mode="nearest-exact")[0, 0]
     # Where the slices stay, reading between voxels of three axes is reading between pixels of two.
     return functional.interpolate(mask, size, mode="trilinear", align_corners=False)[0, 0]

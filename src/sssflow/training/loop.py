@@ -126,9 +126,10 @@ def train(
                     where=run.checkpoints,
                     action="Run the same command again; it goes on from this step.",
                 )
-    require_finite_weights(run.method.modules, standing.step)
-    if standing.step > begun:  # else that checkpoint is there: the run began from it
+    if standing.step > begun:
         _keep(run, standing)
+    else:  # the checkpoint is there, the run began from it
+        require_finite_weights(run.method.modules, standing.step)
 
 
 def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTerms, float]:

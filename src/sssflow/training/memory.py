@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sssflow.errors import UsageError
-from sssflow.networks.memory import lacks_memory, refusal_text
+from sssflow.networks.memory import memory_refused_as
 
 _LOG = logging.getLogger(__name__)
 _GIB = 1 << 30
@@ -37,16 +37,16 @@ def training_fits() -> Iterator[None]:
     Raises:
         UsageError: torch or numpy were refused memory; other errors pass.
     """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch's refusals are RuntimeErrors
-        if not lacks_memory(error):
-            raise
-        raise UsageError(
+
+    def refusal(found: str) -> UsageError:
+        return UsageError(
             "The training does not fit into memory.",
             where="batch_labelled, batch_unlabelled, preprocessing, network of the section that "
             "trains",
-            found=refusal_text(error),
+            found=found,
             action="Make the batches, slices, patches or the network smaller, share the batch "
             "between more GPUs (processes), or end what else holds the memory.",
-        ) from error
+        )
+
+    with memory_refused_as(refusal):
+        yield

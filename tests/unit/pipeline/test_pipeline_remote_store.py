@@ -43,6 +43,15 @@ def keys(server: Server, uri: str) -> list[str]:
     return sorted(entry["Key"].removeprefix(prefix) for entry in found.get("Contents", ()))
 
 
+def published(uri: str, manifest: DatasetManifest) -> str:
+    """Pointer to a result of the ingest task that holds the manifest alone."""
+    with component_task("ingest", "", uri) as task:
+        out = task.folder({"config": "1"})
+        assert not task.has(DatasetManifest, out / "manifest.json")
+        save_contract(manifest, out / "manifest.json")
+        return task.publish(DatasetManifest, out / "manifest.json")
+
+
 def test_a_result_of_one_task_is_found_and_verified_by_the_next(
     uri: str, manifest: DatasetManifest, server: Server
 ) -> None:
@@ -95,11 +104,7 @@ def test_what_was_brought_is_kept_where_no_other_user_can_read_it(
     uri: str, manifest: DatasetManifest, tmp_path: Path
 ) -> None:
     """Scans are among it, and the folder for temporary files is everybody's."""
-    with component_task("ingest", "", uri) as task:
-        out = task.folder({"config": "1"})
-        assert not task.has(DatasetManifest, out / "manifest.json")
-        save_contract(manifest, out / "manifest.json")
-        pointer = task.publish(DatasetManifest, out / "manifest.json")
+    pointer = published(uri, manifest)
 
     def kept() -> int:
         with component_task("train", "", uri) as task:
@@ -244,11 +249,7 @@ def test_a_published_result_with_one_spoilt_file_is_made_again(
 def test_a_pointer_to_a_deleted_result_says_so(
     uri: str, manifest: DatasetManifest, server: Server
 ) -> None:
-    with component_task("ingest", "", uri) as task:
-        out = task.folder({"config": "1"})
-        assert not task.has(DatasetManifest, out / "manifest.json")
-        save_contract(manifest, out / "manifest.json")
-        pointer = task.publish(DatasetManifest, out / "manifest.json")
+    pointer = published(uri, manifest)
     for key in keys(server, uri):
         open_place(uri).delete(key)
     store = Store(uri, program=PROGRAM)
