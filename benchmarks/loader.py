@@ -24,7 +24,8 @@ from sssflow.storage.contracts import load_contract
 from sssflow.training import stage
 from sssflow.training.config import TrainConfig
 from sssflow.training.data import Batch, read_batch
-from sssflow.training.loop import Run, train_step
+from sssflow.training.loop import train_step
+from sssflow.training.standing import Run
 
 RESULT = Path(__file__).parent / "results" / "loader.md"
 TARGET = 1.05

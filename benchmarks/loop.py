@@ -43,7 +43,7 @@ from sssflow.networks.registry import build_network
 from sssflow.storage.contracts import load_contract
 from sssflow.training import stage
 from sssflow.training.config import TrainConfig
-from sssflow.training.loop import Run, batch_of, build_optimiser, train_step, uses_bfloat16
+from sssflow.training.loop import batch_of, build_optimiser, train_step, uses_bfloat16
 from sssflow.training.losses import pseudo_label_loss, supervised_loss
 from sssflow.training.methods.base import labelled_view
 from sssflow.training.methods.registry import build_method
@@ -54,6 +54,7 @@ from sssflow.training.methods.streams import (
     unlabelled_of,
     weak_view,
 )
+from sssflow.training.standing import Run
 from sssflow.volume.packed import read_packed
 
 RESULTS = Path(__file__).parent / "results"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from sssflow.configuration import parse_config
 from sssflow.contracts.base import Sha256
@@ -103,12 +103,18 @@ def load_model(path: Path, *, device: str | torch.device = "cpu") -> LoadedModel
             found=str(error)[:300],
             action="Use the model.json that was written with these weights.",
         ) from None
-    if not all(bool(torch.isfinite(value).all()) for value in net.parameters()):
+    if broken := not_finite(net):
         raise DataError(
             "The weights are not finite: this model would call everything background.",
             where=weights,
             expected="finite weights",
-            found="NaN or infinity",
+            found=f"NaN or infinity in {len(broken)} tensors, first {broken[0]}",
             action="Train it again; trainings refuse to keep such weights now.",
         )
     return LoadedModel(net.to(device).eval(), description)
+
+
+def not_finite(module: nn.Module) -> list[str]:
+    """Names of the tensors, running statistics among them, that hold a NaN or an infinity."""
+    tensors = module.state_dict().items()
+    return [name for name, value in tensors if not bool(torch.isfinite(value).all())]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import nn
 
 from sssflow.errors import DataError
+from sssflow.networks.trained import not_finite
 from sssflow.training.data import Batch
 from sssflow.training.methods.base import LossTerms
 
@@ -46,9 +46,7 @@ def require_finite_weights(modules: nn.Module, done: int) -> None:
     Raises:
         DataError: Some weight is NaN or infinite.
     """
-    found = [
-        name for name, value in modules.named_parameters() if not bool(torch.isfinite(value).all())
-    ]
+    found = not_finite(modules)
     if found:
         raise DataError(
             "Weights are not finite, though the losses so far were; they are not kept.",

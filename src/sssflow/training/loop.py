@@ -6,32 +6,28 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Generator, Tensor
 
 from sssflow.errors import DataError, InterruptedRun
 from sssflow.networks.base import SegmentationNet
-from sssflow.training.checkpoint import CheckpointManifest, State, save_checkpoint
 from sssflow.training.clips import read_clips
 from sssflow.training.config import OptimiserConfig, TrainConfig
-from sssflow.training.data import Batch, TrainingData, derive_seed, read_batch
-from sssflow.training.distributed import ALONE, World
+from sssflow.training.data import Batch, derive_seed, read_batch
 from sssflow.training.finite import require_finite_loss, require_finite_weights
 from sssflow.training.interrupt import StopRequest
 from sssflow.training.methods.base import LossTerms, Method
 from sssflow.training.ramps import learning_rate_factor
+from sssflow.training.standing import Run, Standing, copied, keep
 from sssflow.training.tracking import Tracker
 from sssflow.training.validate import validate
 
 _LOG = logging.getLogger(__name__)
 _LOG_EVERY_S = 60.0
 _SCALARS_EVERY = 20
-
-Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,37 +42,6 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], None]
-
-
-@dataclass
-class Standing:
-    """Everything that changes during a run besides weights and optimiser.
-
-    `best_dice` is -1 before the first validation; `elapsed_s` counts earlier sessions too.
-    """
-
-    step: int = 0
-    best_step: int = 0
-    best_dice: float = -1.0
-    best_weights: Weights = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-    elapsed_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the loop works on; `manifest` is the template of every checkpoint's manifest."""
-
-    config: TrainConfig
-    method: Method
-    optimiser: torch.optim.Optimizer
-    data: TrainingData
-    class_names: tuple[str, ...]
-    checkpoints: Path
-    manifest: CheckpointManifest
-    device: torch.device
-    world: World = ALONE
-    compiled: AbstractContextManager[None] = field(default_factory=nullcontext)
 
 
 def build_optimiser(method: Method, config: OptimiserConfig) -> torch.optim.Optimizer:
@@ -108,28 +73,40 @@ def train(
     clock, begun = _Clock(standing), standing.step
     run.method.train_mode()
     with StopRequest() as stop:
-        while standing.step < run.config.steps:
+        # Where a stop cut a validation short, no later step has seen what it would have chosen.
+        _validate_where_owed(run, standing, tracker, stop)
+        clock.count(standing)
+        stopped, _ = run.world.any(_is_asked_to_stop(run, stop), False)
+        while standing.step < run.config.steps and not stopped:
             terms, loss = train_step(run, standing.step)
             standing.step += 1
-            _after_step(run, standing, tracker, terms, loss)
+            _after_step(run, standing, tracker, terms, loss, stop)
             due = clock.tick(run, standing, loss, progress)
-            stopped = stop.received is not None or run.world.is_orphan
-            stopped, due = run.world.any(stopped, due)
-            if stopped or due:
-                _keep(run, standing)
+            stopped, due = run.world.any(_is_asked_to_stop(run, stop), due)
+            if due and not stopped:
+                keep(run, standing)
                 clock.kept()
-            if stopped:
-                run.world.wait()
-                by = stop.received or "a signal to another process"
-                raise InterruptedRun(
-                    f"Training was stopped by {by} after step {standing.step}.",
-                    where=run.checkpoints,
-                    action="Run the same command again; it goes on from this step.",
-                )
+        if stopped:
+            _keep_new(run, standing, begun)
+            run.world.wait()
+            by = stop.received or "a signal to another process"
+            raise InterruptedRun(
+                f"Training was stopped by {by} after step {standing.step}.",
+                where=run.checkpoints,
+                action="Run the same command again; it goes on from this step.",
+            )
+    _keep_new(run, standing, begun)
+
+
+def _keep_new(run: Run, standing: Standing, begun: int) -> None:
     if standing.step > begun:
-        _keep(run, standing)
+        keep(run, standing)
     else:  # the checkpoint is there, the run began from it
         require_finite_weights(run.method.modules, standing.step)
+
+
+def _is_asked_to_stop(run: Run, stop: StopRequest) -> bool:
+    return stop.received is not None or run.world.is_orphan
 
 
 def train_step(run: Run, step: int, batch: Batch | None = None) -> tuple[LossTerms, float]:
@@ -214,25 +191,58 @@ def computes_in_bfloat16() -> bool:
 
 
 def _after_step(
-    run: Run, standing: Standing, tracker: Tracker | None, terms: LossTerms, loss: float
+    run: Run,
+    standing: Standing,
+    tracker: Tracker | None,
+    terms: LossTerms,
+    loss: float,
+    stop: StopRequest,
 ) -> None:
     if tracker is None:
         return
-    last = standing.step == run.config.steps
-    if standing.step % _SCALARS_EVERY == 0 or last:
+    if standing.step % _SCALARS_EVERY == 0 or standing.step == run.config.steps:
         values = {f"loss/{name}": float(term.detach()) for name, term in terms.all_terms.items()}
         facts = {f"fact/{name}": float(value) for name, value in terms.facts.items()}
         rate = {"learning_rate": float(run.optimiser.param_groups[0]["lr"])}
         tracker.scalars({"loss/total": loss, **values, **facts, **rate}, standing.step)
-    if run.data.validation and (standing.step % run.config.eval_every == 0 or last):
-        _validate(run, standing, tracker, terms.preview)
+    _validate_where_owed(run, standing, tracker, stop, terms.preview)
 
 
-def _validate(
-    run: Run, standing: Standing, tracker: Tracker, preview: Mapping[str, Tensor]
+def _validate_where_owed(
+    run: Run,
+    standing: Standing,
+    tracker: Tracker | None,
+    stop: StopRequest,
+    preview: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
+    """Validate if this step asks for it and its figures are not there yet.
+
+    A stop leaves it undone: the next session, which finds no figures of its step, does it first.
+    """
+    asked = standing.step % run.config.eval_every == 0 or standing.step == run.config.steps
+    there = bool(standing.history) and standing.history[-1]["step"] == standing.step
+    if tracker is None or not run.data.validation or standing.step == 0 or not asked or there:
+        return
     net = evaluated_network(run)
-    metrics = validate(net, run.data.validation, run.config.preprocessing, run.class_names)
+    metrics = validate(
+        net,
+        run.data.validation,
+        run.config.preprocessing,
+        run.class_names,
+        is_stopped=lambda: _is_asked_to_stop(run, stop),
+    )
+    if metrics is None:
+        return
+    _choose(standing, tracker, net, metrics, preview)
+
+
+def _choose(
+    standing: Standing,
+    tracker: Tracker,
+    net: SegmentationNet,
+    metrics: dict[str, float],
+    preview: Mapping[str, Tensor],
+) -> None:
     if not metrics:
         _LOG.warning("no validation case shows a class: none can choose the step to keep")
         return
@@ -260,86 +270,6 @@ def evaluated_network(run: Run) -> SegmentationNet:
     return average
 
 
-def copied(state: Mapping[str, Tensor]) -> Weights:
-    """A copy on the CPU that later steps do not change."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
-
-
-def _keep(run: Run, standing: Standing) -> None:
-    """Publish the state after `standing.step` steps; every process must come here.
-
-    Raises:
-        DataError: A weight is not finite.
-    """
-    require_finite_weights(run.method.modules, standing.step)
-    kept_apart = _gather_kept_apart(run)
-    if run.world.is_first:
-        manifest = run.manifest.model_copy(update={"step": standing.step})
-        state = _state(run, standing, kept_apart)
-        save_checkpoint(run.checkpoints, state, manifest, keep_last=run.config.keep_last)
-
-
-def _gather_kept_apart(run: Run) -> list[dict[str, State]]:
-    names = sorted(run.method.kept_apart)
-    if run.world.size == 1 or not names:
-        return []  # "modules" has it all
-    return run.world.gather({name: run.method.modules[name].state_dict() for name in names})
-
-
-def _state(run: Run, standing: Standing, kept_apart: list[dict[str, State]]) -> State:
-    return {
-        "kept_apart": kept_apart,
-        "modules": run.method.modules.state_dict(),
-        "optimiser": run.optimiser.state_dict(),
-        "own_optimisers": {
-            name: optimiser.state_dict() for name, optimiser in run.method.own_optimisers.items()
-        },
-        "best_weights": standing.best_weights,
-        "best_step": standing.best_step,
-        "best_dice": standing.best_dice,
-        "history": standing.history,
-        "elapsed_s": standing.elapsed_s,
-    }
-
-
-def begin(run: Run, found: tuple[CheckpointManifest, State] | None) -> Standing:
-    """Where the run stands: at its start, or after the checkpoint `found`.
-
-    All processes take over the first one's weights, optimisers and step; only the first looks for
-    a checkpoint, and only its standing knows the best weights and the history.
-    """
-    standing = Standing() if found is None else restore(run, *found)
-    if run.world.size == 1:
-        return standing
-    sent = None
-    if run.world.is_first:
-        state = _state(run, standing, [] if found is None else found[1]["kept_apart"])
-        sent = {**state, "best_weights": {}, "history": [], "step": standing.step}
-    told = run.world.share(sent)
-    if run.world.is_first:
-        return standing
-    return restore(run, run.manifest.model_copy(update={"step": told["step"]}), told)
-
-
-def restore(run: Run, manifest: CheckpointManifest, state: State) -> Standing:
-    """Put a checkpoint's weights and optimiser into `run` and return its standing."""
-    run.method.modules.load_state_dict(state["modules"], strict=True)
-    if state["kept_apart"]:
-        for name, own in state["kept_apart"][run.world.rank].items():
-            run.method.modules[name].load_state_dict(own, strict=True)
-    run.optimiser.load_state_dict(state["optimiser"])
-    for name, optimiser in run.method.own_optimisers.items():
-        optimiser.load_state_dict(state["own_optimisers"][name])
-    return Standing(
-        step=manifest.step,
-        best_step=state["best_step"],
-        best_dice=state["best_dice"],
-        best_weights=state["best_weights"],
-        history=state["history"],
-        elapsed_s=state["elapsed_s"],
-    )
-
-
 class _Clock:
     """Time left, the log line of the minute, and when a checkpoint is due."""
 
@@ -348,12 +278,17 @@ class _Clock:
         self._start, self._start_step, self._before_s = now, standing.step, standing.elapsed_s
         self._logged = self._saved = now
 
+    def count(self, standing: Standing) -> float:
+        """Bring the time that the run has taken up to date, and return the clock's."""
+        now = time.monotonic()
+        standing.elapsed_s = self._before_s + now - self._start
+        return now
+
     def tick(
         self, run: Run, standing: Standing, loss: float, progress: ProgressCallback | None
     ) -> bool:
         """Tell how far the run is; whether a checkpoint is due, by steps or by seconds."""
-        now = time.monotonic()
-        standing.elapsed_s = self._before_s + now - self._start
+        now = self.count(standing)
         per_step_s = (now - self._start) / (standing.step - self._start_step)
         left_s = per_step_s * (run.config.steps - standing.step)
         if progress is not None:

@@ -39,11 +39,7 @@ from sssflow.training.distributed import ALONE, World
 from sssflow.training.load import load_streams
 from sssflow.training.loop import (
     ProgressCallback,
-    Run,
-    Standing,
-    begin,
     build_optimiser,
-    copied,
     evaluated_network,
     train,
     uses_bfloat16,
@@ -58,6 +54,7 @@ from sssflow.training.requirements import (
     require_trainable,
 )
 from sssflow.training.seen import seen_images
+from sssflow.training.standing import Run, Standing, begin, copied
 from sssflow.training.tracking import Tracker
 from sssflow.training.unseen import unseen_warnings
 from sssflow.volume.silence import silence_warnings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +31,14 @@ def validate(
     cases: Sequence[ValidationCase],
     preprocessing: Preprocessing,
     class_names: Sequence[str],
-) -> dict[str, float]:
+    *,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Mean Dice per class over cases that have it, and `dice`, the mean over classes.
 
     Dice is taken on the case grid. Leaves `net` in the mode it was in. Keys `dice` and
     `dice_<class name>`; a class that no case has is left out. Empty where no truth shows any class:
-    there is nothing to choose by.
+    there is nothing to choose by. None where `is_stopped`, asked before every volume, said so.
 
     Raises:
         DataError: A volume does not fit into memory.
@@ -45,8 +47,15 @@ def validate(
         return {}
     was_training = net.training
     net.eval()
-    table = np.stack([_scores(net, case, preprocessing, len(class_names)) for case in cases])
+    rows: list[NDArray[np.float64]] = []
+    for case in cases:
+        if is_stopped():
+            break
+        rows.append(_scores(net, case, preprocessing, len(class_names)))
     net.train(was_training)
+    if len(rows) < len(cases):
+        return None
+    table = np.stack(rows)
     means = {
         f"dice_{name}": float(np.nanmean(column))
         for name, column in zip(class_names[1:], table.T, strict=True)

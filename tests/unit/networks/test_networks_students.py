@@ -103,12 +103,15 @@ def test_weights_of_another_network_are_refused(tmp_path) -> None:
         load_model(tmp_path)
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path) -> None:
+@pytest.mark.parametrize("end", ["classify.weight", "running_var"])
+def test_weights_and_statistics_that_are_not_finite_are_refused(end, tmp_path) -> None:
     state = _build("unet").state_dict()
-    state["classify.weight"][0, 0, 0, 0] = float("nan")
+    name = next(name for name in state if name.endswith(end))
+    state[name].view(-1)[0] = float("nan")
     save_model(tmp_path, state, NetworkConfig(base_channels=4), Preprocessing(), PROVENANCE)
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DataError, match="not finite") as caught:
         load_model(tmp_path)
+    assert caught.value.found == f"NaN or infinity in 1 tensors, first {name}"
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "nearest"])

@@ -26,9 +26,9 @@ from sssflow.sam.promptable import Generalist
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.training import stage
 from sssflow.training.config import TrainConfig
-from sssflow.training.loop import Run
 from sssflow.training.methods.registry import METHODS
 from sssflow.training.outside import outside_of
+from sssflow.training.standing import Run
 from sssflow.volume.packed import write_packed
 
 ROLES = (
