@@ -58,6 +58,23 @@ def parse_config(model: type[C], data: Mapping[str, Any], *, source: str = "") -
         raise explain(refusals(model, error, data), source) from None
 
 
+def over_preset(
+    model: type[Config], data: Mapping[str, Any], preset: str, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What was given for `model`, over the `values` that its preset fills in.
+
+    Raises:
+        ValueError: Every such key is given as `model` has it without the preset. A printed
+            configuration gives every key: a preset that is changed there does nothing.
+    """
+    if all(data.get(key) == model.model_fields[key].default for key in values):
+        raise ValueError(
+            f"preset: {preset} has no effect, because all keys that it sets are given with "
+            f"other values; delete their lines ({', '.join(values)})"
+        )
+    return {**values, **data}
+
+
 def load_config(
     model: type[C],
     path: Path | None,

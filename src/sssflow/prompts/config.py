@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sssflow.configuration import Config
+from sssflow.configuration import Config, over_preset
 from sssflow.contracts.dataset import Role
 
 PresetName = Literal["recommended", "fragment"]
@@ -77,13 +77,7 @@ class PcswConfig(Config):
     @classmethod
     def _fill_from_preset(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and data.get("preset") == "fragment":
-            # A printed configuration gives every key: a preset that is changed there does nothing.
-            if all(data.get(key) == cls.model_fields[key].default for key in _FRAGMENT):
-                raise ValueError(
-                    "preset: fragment has no effect, because all keys that it sets are given with "
-                    f"other values; delete their lines ({', '.join(_FRAGMENT)})"
-                )
-            return {**_FRAGMENT, **data}
+            return over_preset(cls, data, "fragment", _FRAGMENT)
         return data
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sssflow.configuration import Config
+from sssflow.configuration import Config, over_preset
 from sssflow.prompts.config import PcswConfig
 
 _FRAGMENT: Final[Mapping[str, Any]] = {
@@ -127,7 +127,7 @@ class SssInLoopConfig(Config):
         if isinstance(data, Mapping) and data.get("preset") == "fragment":
             given = data.get("pcsw", {})
             pcsw = {"preset": "fragment", **given} if isinstance(given, Mapping) else given
-            return {**_FRAGMENT, **data, "pcsw": pcsw}
+            return over_preset(cls, data, "fragment", _FRAGMENT) | {"pcsw": pcsw}
         return data
 
     @model_validator(mode="after")

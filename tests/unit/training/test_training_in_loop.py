@@ -297,6 +297,14 @@ def test_presets_differ_in_the_documented_keys_alone() -> None:
     assert kept.pcsw.prompt_slices == "single"
 
 
+def test_a_preset_changed_in_a_printed_configuration_is_refused_not_ignored() -> None:
+    printed = SssInLoopConfig().model_dump()
+    with pytest.raises(ValidationError, match="preset: fragment has no effect"):
+        SssInLoopConfig.model_validate({**printed, "preset": "fragment"})
+    ours = SssInLoopConfig(preset="fragment")
+    assert SssInLoopConfig.model_validate(ours.model_dump()) == ours
+
+
 def test_another_student_or_an_oblong_input_is_refused(tiny, tiny_config) -> None:
     for changes in (
         {"network": {"base_channels": 4, "levels": 3}},
