@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,5 +117,5 @@ def load_model(path: Path, *, device: str | torch.device = "cpu") -> LoadedModel
 
 def not_finite(module: nn.Module) -> list[str]:
     """Names of the tensors, running statistics among them, that hold a NaN or an infinity."""
-    tensors = module.state_dict().items()
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
     return [name for name, value in tensors if not bool(torch.isfinite(value).all())]
