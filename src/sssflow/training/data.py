@@ -8,7 +8,6 @@ Labels exist for labelled cases only; the type of an unlabelled stream has no pl
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,9 +31,6 @@ from sssflow.training.method_config import SssConfig
 from sssflow.training.rare_classes import by_class, slices_showing
 from sssflow.volume.intensity import normalise, require_units
 from sssflow.volume.packed import read_packed
-
-_BYTES_PER_VALIDATION_VOXEL = 5
-"""float32 image and uint8 label."""
 
 
 @dataclass(frozen=True)
@@ -308,33 +304,6 @@ def load_unlabelled(
         tuple(names),
         mask_nfhw=torch.cat(probabilities) if probabilities else None,
         mask_weight_nf=torch.cat(weights) if weights else None,
-    )
-
-
-def load_validation(
-    manifest: DatasetManifest, base: Path, preprocessing: Preprocessing, *, memory_gib: float
-) -> tuple[ValidationCase, ...]:
-    """Validation volumes on their own grids; empty if the dataset has none.
-
-    Raises:
-        DataError: A changed file, values that are not finite, or a label value without a class.
-        UsageError: They do not fit into `memory_gib`.
-    """
-    cases = manifest.labelled(Role.VALIDATION)
-    voxels = sum(math.prod(case.grid.shape_shw) for case in cases)
-    require_memory(
-        voxels * _BYTES_PER_VALIDATION_VOXEL,
-        memory_gib,
-        what=f"{len(cases)} validation volumes of {voxels} voxels in all",
-        remedy="give fewer patients the role validation",
-    )
-    return tuple(
-        ValidationCase(
-            case.case_id,
-            read_image(case, base, preprocessing).numpy(),
-            read_label(case, base, manifest.class_count),
-        )
-        for case in cases
     )
 
 

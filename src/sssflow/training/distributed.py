@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from sssflow.errors import DataError, UnavailableError, UsageError
+
+T = TypeVar("T")
 
 _BUCKET_VALUES = 1 << 24
 """Values that one all-reduce carries at most: 64 MiB in float32."""
@@ -35,11 +37,12 @@ class World:
     most `timeout_s`, and does nothing where the process is alone.
 
     Attributes:
-        rank: Number of this process; 0 validates and writes.
+        rank: Number of this process; 0 writes.
         size: How many there are.
         local_rank: Number on this machine, and so of the GPU.
         local_size: How many there are on this machine.
-        timeout_s: The longest wait for the others; longer than a validation and a checkpoint take.
+        timeout_s: The longest wait for the others; longer than a share of a validation, or a
+            checkpoint, takes.
     """
 
     rank: int = 0
@@ -51,7 +54,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process validates and writes."""
+        """Whether this process writes."""
         return self.rank == 0
 
     @property
@@ -67,6 +70,10 @@ class World:
     def part(self, index: Tensor) -> Tensor:
         """This process's run of the samples (or clips) of a whole batch, equally long for all."""
         return index if self.size == 1 else index.view(self.size, -1)[self.rank]
+
+    def own(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's share of what is done one by one: every `size`th, from its number on."""
+        return items[self.rank :: self.size]
 
     def require_parts(self, where: str, samples: int, multiple: int = 1) -> None:
         """Refuse a batch that cannot be cut into equal parts of whole multiples.

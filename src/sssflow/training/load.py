@@ -15,9 +15,10 @@ from sssflow.training.data import (
     TrainingData,
     load_labelled,
     load_unlabelled,
-    load_validation,
 )
+from sssflow.training.distributed import ALONE, World
 from sssflow.training.patches import load_labelled_volumes, load_unlabelled_volumes
+from sssflow.training.validate import load_validation
 
 
 def load_streams(
@@ -28,8 +29,11 @@ def load_streams(
     device: torch.device,
     needs_unlabelled: bool,
     masks: Mapping[str, tuple[CaseMasks, Path]] | None = None,
+    world: World = ALONE,
 ) -> TrainingData:
     """Read everything that the run learns from onto `device`; validation stays on the CPU.
+
+    Every process of `world` reads all streams, and its share of the validation cases.
 
     `masks` (case id to masks and their folder) are for 2-D students only.
 
@@ -65,5 +69,5 @@ def load_streams(
             unlabelled = load_unlabelled_volumes(
                 manifest, base, size, size.patch, memory_gib=limit
             ).to(device)
-    validation = load_validation(manifest, base, size, memory_gib=limit)
+    validation = load_validation(manifest, base, size, memory_gib=limit, world=world)
     return TrainingData(labelled, unlabelled, validation)

@@ -62,7 +62,7 @@ def train(
 ) -> None:
     """Train from `standing.step` to the last step; `standing` is brought up to date in place.
 
-    Of several processes only the first has a tracker, validates and writes checkpoints.
+    Of several processes all validate, and only the first has a tracker and writes checkpoints.
 
     Raises:
         DataError: The loss, or a weight that is to be kept, is not finite.
@@ -198,9 +198,8 @@ def _after_step(
     loss: float,
     stop: StopRequest,
 ) -> None:
-    if tracker is None:
-        return
-    if standing.step % _SCALARS_EVERY == 0 or standing.step == run.config.steps:
+    last = standing.step == run.config.steps
+    if tracker is not None and (standing.step % _SCALARS_EVERY == 0 or last):
         values = {f"loss/{name}": float(term.detach()) for name, term in terms.all_terms.items()}
         facts = {f"fact/{name}": float(value) for name, value in terms.facts.items()}
         rate = {"learning_rate": float(run.optimiser.param_groups[0]["lr"])}
@@ -220,8 +219,13 @@ def _validate_where_owed(
     A stop leaves it undone: the next session, which finds no figures of its step, does it first.
     """
     asked = standing.step % run.config.eval_every == 0 or standing.step == run.config.steps
+    if standing.step == 0 or not asked:
+        return
     there = bool(standing.history) and standing.history[-1]["step"] == standing.step
-    if tracker is None or not run.data.validation or standing.step == 0 or not asked or there:
+    # The first process has the history, and a share of the cases if there are any.
+    wanted = tracker is not None and bool(run.data.validation) and not there
+    (owed,) = run.world.any(wanted)
+    if not owed:
         return
     net = evaluated_network(run)
     metrics = validate(
@@ -229,11 +233,11 @@ def _validate_where_owed(
         run.data.validation,
         run.config.preprocessing,
         run.class_names,
+        world=run.world,
         is_stopped=lambda: _is_asked_to_stop(run, stop),
     )
-    if metrics is None:
-        return
-    _choose(standing, tracker, net, metrics, preview)
+    if tracker is not None and metrics is not None:
+        _choose(standing, tracker, net, metrics, preview)
 
 
 def _choose(

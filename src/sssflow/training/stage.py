@@ -223,7 +223,13 @@ def prepare(
     masks = _by_case(mask_sets) if method.needs_masks else None
     needs_unlabelled = method_type.needs_unlabelled
     data = load_streams(
-        config, manifest, base, device=device, needs_unlabelled=needs_unlabelled, masks=masks
+        config,
+        manifest,
+        base,
+        device=device,
+        needs_unlabelled=needs_unlabelled,
+        masks=masks,
+        world=world,
     )
     method.modules.to(device)
     if config.network.dimensions == 2:

@@ -17,9 +17,8 @@ from sssflow.training.data import (
     derive_seed,
     load_labelled,
     load_unlabelled,
-    load_validation,
 )
-from sssflow.training.validate import dice_by_class
+from sssflow.training.validate import dice_by_class, load_validation
 from sssflow.volume.packed import write_packed
 
 SMALL = Preprocessing(size_hw=(32, 32))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from two_processes import train_plainly
+from two_processes import train_plainly, validate_shared
 
 from s3_server import free_port
 from sssflow.contracts.dataset import DatasetManifest
@@ -111,6 +111,18 @@ def test_a_resumed_run_of_two_takes_up_each_process_its_own_memories(told):
     assert not torch.equal(first["1"]["embedding"], second["1"]["embedding"])
     weights = [told.out / name / "model" / "weights.safetensors" for name in ("whole", "cut")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_processes_that_share_the_validation_give_the_first_the_figures_of_one(told, tiny):
+    alone = validate_shared(tiny.dataset, ALONE)
+    assert set(alone) == {"dice", "dice_disc", "dice_ring"}
+    first, second = (values["validation"] for values in told.values)
+    assert first == pytest.approx(alone, rel=1e-6)
+    assert second is None
+
+
+def test_a_validation_that_one_process_must_leave_is_left_by_all(told):
+    assert [values["stopped_validation"] for values in told.values] == [[None, None]] * 2
 
 
 def prepare(tiny, config, world):

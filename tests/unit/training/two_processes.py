@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import save_file
 
-from sssflow.contracts.dataset import DatasetManifest
+from sssflow.contracts.dataset import Case, DatasetManifest, LabelledCase, Role
+from sssflow.contracts.model import Preprocessing
+from sssflow.networks.config import NetworkConfig
+from sssflow.networks.registry import build_network
 from sssflow.storage.contracts import load_contract
 from sssflow.training import stage
 from sssflow.training.config import TrainConfig
@@ -21,6 +24,7 @@ from sssflow.training.distributed import World, joined
 from sssflow.training.loop import train_step
 from sssflow.training.methods import registry
 from sssflow.training.methods.base import LossTerms, Method
+from sssflow.training.validate import load_validation, validate
 
 STILL = {
     "weak": {"flip_probability": 0, "rot90_probability": 0, "affine_probability": 0,
@@ -124,6 +128,36 @@ def exchange(world: World) -> dict[str, object]:
     }
 
 
+def validate_shared(dataset: Path, world: World, stops: int | None = None) -> object:
+    """Figures of all labelled cases of the dataset; process `stops` is told to stop at once."""
+    manifest = load_contract(DatasetManifest, dataset)
+    every = tuple(LabelledCase(**told_of(case)) for case in manifest.cases if has_label(case))
+    changed = manifest.model_copy(update={"cases": every})
+    prep = Preprocessing(size_hw=(32, 32))
+    cases = load_validation(changed, dataset.parent, prep, memory_gib=1, world=world)
+    net = build_network(NetworkConfig(base_channels=4, levels=3), manifest.class_count, seed=1)
+    return validate(
+        net,
+        cases,
+        prep,
+        manifest.class_names,
+        world=world,
+        is_stopped=lambda: world.rank == stops,
+    )
+
+
+def has_label(case: Case) -> bool:
+    """Whether it can be measured on."""
+    return case.role is not Role.UNLABELLED
+
+
+def told_of(case: Case) -> dict[str, object]:
+    """Its fields, for validation."""
+    return {name: getattr(case, name) for name in type(case).model_fields} | {
+        "role": Role.VALIDATION
+    }
+
+
 def train_in_loop_twice(dataset: Path, out: Path, world: World) -> None:
     """Whole into `out/whole`; from its first checkpoint, as if killed after it, in `out/cut`."""
     config = TrainConfig.model_validate(IN_LOOP)
@@ -143,6 +177,8 @@ def main(dataset: Path, out: Path, port: str, rank: int) -> None:
     with joined(world, cuda=False):
         found = exchange(world)
         losses, weights = train_plainly(dataset, world)
+        found["validation"] = validate_shared(dataset, world)
+        found["stopped_validation"] = [validate_shared(dataset, world, rank) for rank in (0, 1)]
         train_in_loop_twice(dataset, out, world)
     (out / f"{rank}.json").write_text(json.dumps({**found, "losses": losses}))
     save_file(weights, out / f"{rank}.safetensors")
