@@ -6,6 +6,7 @@ import fnmatch
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,22 @@ def test_each_rule_is_broken_by_the_change_that_it_is_about(
     text = dockerfile("pipeline")
     assert before in text
     assert faults(text.replace(before, after)) == {rule}
+
+
+def test_tasks_have_a_user_name_whichever_user_the_cluster_gives_them() -> None:
+    _, stages = parse(dockerfile("pipeline"))
+    environment = dict(item.split("=", 1) for item in stages[-1].texts("ENV")[0].split())
+    # What `import monai` and torch's compiler call; no entry of /etc/passwd stands for the user.
+    ask = (
+        "import getpass, pwd\n"
+        "def unknown(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = unknown\n"
+        "print(getpass.getuser())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ask], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "sssflow\n", done.stderr
 
 
 def test_tasks_write_below_one_mount_and_install_nothing() -> None:
