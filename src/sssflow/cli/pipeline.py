@@ -175,7 +175,8 @@ def steps(experiment: ExperimentConfig) -> str:
 def _shown_by(watch: Watch) -> Callable[[TaskEvent], None]:
     def show(event: TaskEvent) -> None:
         if event.state == "progress":
-            watch.show(f"{event.name}: {event.message}", parse_count(event.message))
+            count = parse_count(event.message)
+            watch.show(f"{event.name}: {event.message}", count, task=event.name)
         elif event.state != "failed":  # a failure is told in full when the run ends
             watch.say(f"{event.name}: {event.state}")
 

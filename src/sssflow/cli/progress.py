@@ -13,6 +13,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import (
@@ -29,6 +30,8 @@ from sssflow.cli.session import error_console
 
 _COUNT = re.compile(r"\b(\d+)(?: of |/)(\d+)\b")
 _QUIET_S = 60.0
+_MEASURED_S = 1.0
+"""A pace over less than this says nothing."""
 
 
 def parse_count(message: str) -> tuple[int, int] | None:
@@ -55,12 +58,39 @@ class Watch(logging.Handler):
             self.show(message, parse_count(message))
 
     @abstractmethod
-    def show(self, message: str, count: tuple[int, int] | None = None) -> None:
-        """Show the newest message and, if known, how many of how many are done."""
+    def show(self, message: str, count: tuple[int, int] | None = None, *, task: str = "") -> None:
+        """Show the newest message and, if known, how many of how many are done.
+
+        `task`: which of several the count is of; empty where there is one.
+        """
 
     @abstractmethod
     def say(self, message: str) -> None:
         """Show a message at once, so that it stays."""
+
+
+@dataclass
+class _Pace:
+    """How fast one count has grown since it was first seen."""
+
+    total: int
+    first: tuple[float, int]
+    last: tuple[float, int]
+
+    def goes_on(self, count: tuple[int, int]) -> bool:
+        """Whether `count` belongs to the same work; a smaller one is that of the next."""
+        return count[1] == self.total and count[0] >= self.last[1]
+
+    def left_s(self, now_s: float) -> float | None:
+        """Time for the rest at the pace so far; None while nothing was measured."""
+        (began_s, begun), (seen_s, done) = self.first, self.last
+        if done == begun or done == self.total or seen_s - began_s < _MEASURED_S:
+            return None
+        each_s = (seen_s - began_s) / (done - begun)
+        # One that takes longer than those before it has slowed the pace already.
+        slowed_s = (now_s - began_s) / (done + 1 - begun)
+        rest = self.total - done
+        return max(each_s * rest - (now_s - seen_s), slowed_s * (rest - 1))
 
 
 class MinuteLines(Watch):
@@ -85,17 +115,27 @@ class MinuteLines(Watch):
         self._name, self._write, self._quiet_s, self._clock = name, write, quiet_s, clock
         self._start_s = clock()
         self._last_s: float | None = None
-        self._message, self._count = "started", None  # type: tuple[str, tuple[int, int] | None]
+        self._message = "started"
+        self._paces: dict[str, _Pace] = {}
+        self._task: str | None = None
 
-    def show(self, message: str, count: tuple[int, int] | None = None) -> None:
+    def show(self, message: str, count: tuple[int, int] | None = None, *, task: str = "") -> None:
         """Keep the message, and write it if it is time."""
-        self._message, self._count = message, count
+        self._message, self._task = message, None
+        if count is not None:
+            self._task = task
+            now = (self._clock(), count[0])
+            pace = self._paces.get(task)
+            if pace is not None and pace.goes_on(count):
+                pace.last = now if count[0] > pace.last[1] else pace.last
+            else:
+                self._paces[task] = _Pace(count[1], now, now)
         self.tick()
 
     def say(self, message: str) -> None:
         """Write at once; the minute starts again."""
         self._last_s = self._clock()
-        self._message, self._count = message, None
+        self._message, self._task = message, None
         self._write(f"{self._name}: {_minutes(self._clock() - self._start_s)} | {message}")
 
     def tick(self) -> None:
@@ -104,11 +144,10 @@ class MinuteLines(Watch):
         if self._last_s is not None and now_s - self._last_s < self._quiet_s:
             return
         self._last_s = now_s
-        elapsed_s = now_s - self._start_s
-        line = f"{self._name}: {_minutes(elapsed_s)} | {self._message}"
-        if self._count is not None and 0 < self._count[0] < self._count[1] and elapsed_s >= 1:
-            done, total = self._count
-            line += f" | about {_minutes(elapsed_s * (total - done) / done)} left"
+        line = f"{self._name}: {_minutes(now_s - self._start_s)} | {self._message}"
+        left_s = None if self._task is None else self._paces[self._task].left_s(now_s)
+        if left_s is not None and not line.endswith(" left"):  # a training says it itself
+            line += f" | about {_minutes(left_s)} left" + (" of this task" if self._task else "")
         self._write(line)
 
 
@@ -118,13 +157,19 @@ class BarLine(Watch):
     def __init__(self, bar: Progress, task: TaskID) -> None:
         super().__init__()
         self._bar, self._task = bar, task
+        self._counted, self._done = "", 0
 
-    def show(self, message: str, count: tuple[int, int] | None = None) -> None:
+    def show(self, message: str, count: tuple[int, int] | None = None, *, task: str = "") -> None:
         """Move the bar."""
         if count is None:
             self._bar.update(self._task, note=message)
-        else:
-            self._bar.update(self._task, completed=count[0], total=count[1], note=message)
+            return
+        done, total = count
+        if task != self._counted or done < self._done:
+            # Another total makes the bar forget the pace, and the end, of what it counted before.
+            self._bar.update(self._task, completed=0, total=total + 1)
+        self._counted, self._done = task, done
+        self._bar.update(self._task, completed=done, total=total, note=message)
 
     def say(self, message: str) -> None:
         """Print above the bar."""

@@ -7,8 +7,9 @@ import logging
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
-from sssflow.cli.progress import MinuteLines, parse_count, working
+from sssflow.cli.progress import BarLine, MinuteLines, parse_count, working
 
 
 @pytest.mark.parametrize(
@@ -43,15 +44,70 @@ def test_one_line_per_minute_with_the_newest_message_and_the_time_left() -> None
     clock, lines = Clock(), list[str]()
     watch = MinuteLines("train", lines.append, clock=clock)
     watch.show("started")
-    clock.now_s += 59
+    clock.now_s += 30
     watch.emit(record(logging.INFO, "step 1 of 10"))
     assert lines == ["train: 0 min 00 s | started"]
-    clock.now_s += 1
+    clock.now_s += 30
     watch.emit(record(logging.INFO, "step 2 of 10"))
+    # A step takes 30 s, and eight are left; how long it took to load does not count.
     assert lines[1:] == ["train: 1 min 00 s | step 2 of 10 | about 4 min 00 s left"]
     clock.now_s += 60
     watch.tick()
-    assert lines[2:] == ["train: 2 min 00 s | step 2 of 10 | about 8 min 00 s left"]
+    # The third step takes 60 s at least: two in 90 s, seven are left.
+    assert lines[2:] == ["train: 2 min 00 s | step 2 of 10 | about 5 min 15 s left"]
+
+
+def test_nothing_is_said_of_the_time_left_before_it_was_measured() -> None:
+    clock, lines = Clock(), list[str]()
+    watch = MinuteLines("train", lines.append, clock=clock)
+    clock.now_s += 60
+    watch.show("step 601 of 1000", (601, 1000))  # a resumed run: this one has made one step
+    assert lines == ["train: 1 min 00 s | step 601 of 1000"]
+    clock.now_s += 60
+    watch.show("step 631 of 1000", (631, 1000))
+    assert lines[1:] == ["train: 2 min 00 s | step 631 of 1000 | about 12 min 18 s left"]
+
+
+def test_the_time_left_of_a_task_is_not_measured_by_those_before_or_beside_it() -> None:
+    clock, lines = Clock(), list[str]()
+    watch = MinuteLines("pipeline", lines.append, clock=clock)
+    clock.now_s += 600  # of earlier tasks
+    watch.show("infer (1/2): case 1 of 10", (1, 10), task="infer (1/2)")
+    assert lines == ["pipeline: 10 min 00 s | infer (1/2): case 1 of 10"]
+    clock.now_s += 30
+    watch.show("infer (2/2): case 1 of 10", (1, 10), task="infer (2/2)")
+    clock.now_s += 30
+    watch.show("infer (1/2): case 2 of 10", (2, 10), task="infer (1/2)")
+    expected = "case 2 of 10 | about 8 min 00 s left of this task"
+    assert lines[1:] == [f"pipeline: 11 min 00 s | infer (1/2): {expected}"]
+    clock.now_s += 60
+    watch.show("infer (2/2): case 1 of 10", (1, 10), task="infer (2/2)")
+    assert lines[2:] == ["pipeline: 12 min 00 s | infer (2/2): case 1 of 10"]
+    clock.now_s += 60  # the next model of the same task begins at its first case
+    watch.show("infer (1/2): case 1 of 10", (1, 10), task="infer (1/2)")
+    assert lines[3:] == ["pipeline: 13 min 00 s | infer (1/2): case 1 of 10"]
+
+
+def test_a_training_that_says_what_is_left_is_not_contradicted() -> None:
+    clock, lines = Clock(), list[str]()
+    watch = MinuteLines("pipeline", lines.append, clock=clock)
+    for step in (1, 2):
+        clock.now_s += 60
+        watch.show(f"step {step} of 10, 240 s left", (step, 10), task="train")
+    assert lines[1:] == ["pipeline: 2 min 00 s | step 2 of 10, 240 s left"]
+
+
+def test_a_bar_that_was_full_begins_anew_with_the_next_task_of_the_same_length() -> None:
+    bar = Progress(console=Console(file=io.StringIO()))
+    watch = BarLine(bar, bar.add_task("pipeline", total=None, note=""))
+    for step in (1, 2):
+        watch.show(f"step {step} of 2", (step, 2), task="warm-up")
+    (shown,) = bar.tasks
+    assert shown.finished
+    watch.show("step 1 of 2", (1, 2), task="baseline")
+    assert not shown.finished  # else its clock stands still, and 0:00:00 are left
+    assert shown.time_remaining is None
+    assert (shown.completed, shown.total) == (1, 2)
 
 
 def test_a_warning_is_told_at_once() -> None:
