@@ -15,7 +15,15 @@ from sssflow.errors import DataError, UnavailableError, UsageError
 from sssflow.serving import local_triton
 from sssflow.serving.client import TritonClient
 from sssflow.serving.config import ClientConfig
-from sssflow.serving.local_triton import ADMIN_HEADER, ServerState, down, ready_models, status
+from sssflow.serving.environment import TritonEnvironment
+from sssflow.serving.local_triton import (
+    ADMIN_HEADER,
+    ServerOptions,
+    ServerState,
+    down,
+    ready_models,
+    status,
+)
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference
 
@@ -49,6 +57,24 @@ def describe_again(live: Path) -> None:
         for model in described.models
     )
     save_contract(described.model_copy(update={"models": models}), live / REPOSITORY_FILE)
+
+
+def test_that_others_can_read_the_admin_key_is_told_and_the_key_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(*_: object) -> None:
+        raise UnavailableError("far enough")
+
+    monkeypatch.setattr(local_triton, "verified_models", lambda _: ("m",))
+    monkeypatch.setattr(local_triton, "_start", stop)
+    installed = TritonEnvironment(tmp_path, tmp_path, tmp_path, ())
+    for options in (ServerOptions(), ServerOptions(admin_key="hush")):
+        assert "hush" not in repr(options)
+        assert "(ps)" not in caplog.text
+        with pytest.raises(UnavailableError, match="far enough"):
+            local_triton.up(installed, tmp_path, tmp_path / "state", options=options)
+    assert "other users of this machine can read it (ps)" in caplog.text
+    assert "hush" not in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["graph", "config"])

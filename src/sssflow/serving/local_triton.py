@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -71,14 +71,15 @@ class ServerOptions:
         ports: HTTP, gRPC, metrics; 0: a free one.
         exit_timeout_s: How long a stop waits for requests under way.
         admin_key: Value that the header `sssflow-admin-key` must have on the interfaces that
-            change the server (models, shared memory, logging, trace); None: they are open.
+            change the server (models, shared memory, logging, trace); None: they are open. Triton
+            takes it on its command line alone, which every user of the machine can read.
         extra: Further options of `tritonserver`.
     """
 
     host: str = "127.0.0.1"
     ports: tuple[int, int, int] = (0, 0, 0)
     exit_timeout_s: int = 30
-    admin_key: str | None = None
+    admin_key: str | None = field(default=None, repr=False)
     extra: tuple[str, ...] = ()
 
 
@@ -225,6 +226,10 @@ def _words(
     if options.admin_key is not None:
         rule = f"{','.join(ADMIN_INTERFACES)}:{ADMIN_HEADER}={options.admin_key}"
         words += [f"--http-restricted-api={rule}", f"--grpc-restricted-protocol={rule}"]
+        _LOG.warning(
+            "Triton takes the admin key on its command line alone: "
+            "other users of this machine can read it (ps)."
+        )
     return [*words, *options.extra]
 
 
