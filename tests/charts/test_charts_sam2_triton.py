@@ -331,10 +331,56 @@ def test_the_policy_opens_the_port_of_the_object_store(
     charts: Renderer, url: str, port: int
 ) -> None:
     values = {"modelRepository": {"s3": {"endpointUrl": url}}}
-    names, store = one(charts.objects(CHART, S3, values), "NetworkPolicy")["spec"]["egress"]
+    names, store, *_ = one(charts.objects(CHART, S3, values), "NetworkPolicy")["spec"]["egress"]
     assert {(p["port"], p["protocol"]) for p in names["ports"]} == {(53, "UDP"), (53, "TCP")}
     assert store["ports"] == [{"port": port, "protocol": "TCP"}]
     assert "to" not in store
+
+
+@pytest.mark.parametrize(
+    ("url", "namespace"),
+    [
+        ("http://store.object-store.svc", "object-store"),
+        ("http://store.object-store.svc.cluster.local:80", "object-store"),
+        ("https://store-0.store.object-store.svc.cluster.local", "object-store"),
+        ("http://store:7070", "team"),
+        ("https://store.example", None),
+        ("https://10.0.0.1:9000", None),
+        ("https://svc.example", None),
+        ("", None),
+    ],
+)
+def test_the_policy_opens_the_pods_of_a_store_whose_service_has_another_port(
+    charts: Renderer, url: str, namespace: str | None
+) -> None:
+    values = {"modelRepository": {"s3": {"endpointUrl": url}}}
+    _, _, *inside = one(charts.objects(CHART, S3, values), "NetworkPolicy")["spec"]["egress"]
+    label = {"kubernetes.io/metadata.name": namespace}
+    peers = [{"namespaceSelector": {"matchLabels": label}}]
+    assert inside == ([{"to": peers}] if namespace else [])
+    named = [{"podSelector": {"matchLabels": {"app": "store"}}}]
+    values["networkPolicy"] = {"objectStore": named}  # type: ignore[assignment]
+    _, *rules = one(charts.objects(CHART, S3, values), "NetworkPolicy")["spec"]["egress"]
+    assert all(rule["to"] == named for rule in rules)
+
+
+def test_the_cluster_may_choose_the_user(charts: Renderer) -> None:
+    chosen = {"podSecurity": {"runAsUser": None, "runAsGroup": None, "fsGroup": None}}
+    security = _spec(charts, "", chosen)["securityContext"]
+    assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(security)
+    assert security["runAsNonRoot"] is True
+    ids = {name: _spec(charts)["securityContext"][name] for name in chosen["podSecurity"]}
+    assert ids == {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
+    large = {"podSecurity": {"runAsUser": 1000700000}}
+    text = charts.text(CHART, "", large)
+    assert "runAsUser: 1000700000\n" in text  # Helm would write 1.0007e+09, which is no integer
+
+
+def test_parts_of_a_core_are_written_as_numbers_too(charts: Renderer) -> None:
+    wanted = {"requests": {"cpu": 0.5}, "limits": {"cpu": 1.5}}
+    (container,) = _spec(charts, "", {"resources": wanted})["containers"]
+    assert container["resources"]["requests"]["cpu"] == 0.5
+    assert container["resources"]["limits"]["cpu"] == 1.5
 
 
 def test_pods_spread_over_nodes(charts: Renderer) -> None:

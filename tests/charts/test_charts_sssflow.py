@@ -154,14 +154,17 @@ def test_pods_of_runs_are_reached_by_each_other_alone(charts: Renderer) -> None:
 
 def test_pods_of_runs_reach_the_cluster_and_named_ports_outside(charts: Renderer) -> None:
     values = {"networkPolicy": {"externalPorts": [443], "externalCidrs": ["10.0.0.0/8"]}}
-    inside, outside = one(charts.objects(CHART, "", values), "NetworkPolicy")["spec"]["egress"]
+    policy = one(charts.objects(CHART, "", values), "NetworkPolicy")["spec"]
+    inside, names, outside = policy["egress"]
     assert inside == {"to": [{"namespaceSelector": {}}]}
+    # Wherever they are answered: a node's own cache of names is none of the cluster's pods.
+    assert names == {"ports": [{"port": 53, "protocol": p} for p in ("UDP", "TCP")]}
     assert outside == {
         "to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
         "ports": [{"port": 443, "protocol": "TCP"}],
     }
     closed = charts.objects(CHART, "", {"networkPolicy": {"externalPorts": []}})
-    assert len(one(closed, "NetworkPolicy")["spec"]["egress"]) == 1
+    assert one(closed, "NetworkPolicy")["spec"]["egress"] == [inside, names]
 
 
 def test_quota_and_limits_are_the_user_s(charts: Renderer) -> None:

@@ -205,6 +205,8 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("sam2-triton", "adminApi.restricted", ["health"], "/adminApi/restricted/0"),
     ("sam2-triton", "adminApi.key", "two words", "/adminApi/key"),
     ("sam2-triton", "resources.limits.memory", "4 GB", "/resources/limits/memory"),
+    ("sam2-triton", "resources.limits.cpu", -1, "/resources/limits/cpu"),
+    ("sam2-triton", "volumes.shmSize", -1, "/volumes/shmSize"),
     ("sam2-triton", "podSecurity.runAsUser", 0, "/podSecurity/runAsUser"),
     ("sam2-triton", "autoscaling.mode", "keda", "/autoscaling/keda/prometheusUrl"),
     ("sam2-triton", "autoscaling.minReplicas", 9, "is more than autoscaling.maxReplicas"),
@@ -224,6 +226,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("sssflow", "networkPolicy.podLabels", {"sssflow/run": True}, "/networkPolicy/podLabels"),
     ("sssflow", "networkPolicy.externalPorts", [70000], "/networkPolicy/externalPorts/0"),
     ("sssflow", "quota.hard", {"pods": "many"}, "/quota/hard"),
+    ("sssflow", "quota.hard", {"pods": -5}, "/quota/hard/pods"),
     ("sssflow", "rbac.cluster", True, "additional properties 'cluster' not allowed"),
 ]
 

@@ -73,6 +73,17 @@ file:///source
 {{- end -}}
 {{- end -}}
 
+{{/* Namespace of the object store, if it is a service of this cluster; else empty. */}}
+{{- define "sam2-triton.storeNamespace" -}}
+{{- $url := default "https://s3.amazonaws.com" .Values.modelRepository.s3.endpointUrl | urlParse -}}
+{{- $host := regexReplaceAll ":[0-9]+$" $url.host "" -}}
+{{- if regexMatch "^[a-z][a-z0-9-]*$" $host -}}
+{{- .Release.Namespace -}}
+{{- else if regexMatch "^[a-z0-9.-]+\\.svc(\\..+)?$" $host -}}
+{{- regexReplaceAll "\\.svc(\\..+)?$" $host "" | splitList "." | last -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Microseconds waited per microsecond computed, for each pod of this release. */}}
 {{- define "sam2-triton.queueRatio" -}}
 {{- $pods := printf "namespace=%q,pod=~%q" .Release.Namespace (printf "%s-[a-z0-9]+-[a-z0-9]+" (include "sam2-triton.fullname" .)) -}}
