@@ -173,7 +173,7 @@ def test_quota_and_limits_are_the_user_s(charts: Renderer) -> None:
     assert hard["requests.nvidia.com/gpu"] == "4"
     (limits,) = one(objects, "LimitRange")["spec"]["limits"]
     assert limits["type"] == "Container"
-    assert limits["default"] == {"cpu": "1", "memory": "1Gi"}
+    assert limits["default"] == {"cpu": "1", "memory": "4Gi"}
     assert limits["defaultRequest"] == {"cpu": "50m", "memory": "128Mi"}
     assert limits["max"] == {"memory": "128Gi"}
 
