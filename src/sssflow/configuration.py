@@ -17,6 +17,34 @@ from sssflow.refusals import explain, refusals, source_of
 
 C = TypeVar("C", bound="Config")
 
+_MERGE, _DATE = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:timestamp"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which of a key that stands twice would keep the second in silence.
+
+    What looks like a date stays text: no setting is one, and a name may be.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as in the base class, which reads it
+        first: [rule for rule in rules if rule[0] != _DATE]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """As the base class, before `<<` brings in the keys of other sections."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            name = (key.tag, key.value)
+            if name in lines:
+                said = f"{key.value} a second time in its section; first in line {lines[name]}"
+                raise yaml.MarkedYAMLError(problem=said, problem_mark=key.start_mark)
+            lines[name] = key.start_mark.line + 1
+        return node
+
 
 class Config(BaseModel):
     """Base of every settings model: frozen, unknown keys refused, defaults validated."""
@@ -127,7 +155,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         UsageError: The file is missing, not YAML, or holds no mapping.
     """
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = _parsed(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             "The configuration file cannot be read.",
@@ -148,6 +176,19 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return {key: _unshared(value) for key, value in loaded.items()}
 
 
+def _parsed(text: str) -> Any:
+    """What the one document in `text` says.
+
+    Raises:
+        YAMLError: It is not YAML, or a key stands twice in a section.
+    """
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def _not_yaml(path: Path, error: yaml.YAMLError) -> UsageError:
     where, found = str(path), str(error).splitlines()[0]
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
@@ -157,7 +198,7 @@ def _not_yaml(path: Path, error: yaml.YAMLError) -> UsageError:
     return UsageError(
         "The configuration is not valid YAML.",
         where=where,
-        expected="`key: value` lines, parts of a section indented by spaces",
+        expected="`key: value` lines, each key once, parts of a section indented by spaces",
         found=found,
         action="Correct it there, or a line before; `sssflow train --print-config` shows the form.",
     )
@@ -192,7 +233,7 @@ def _apply_override(data: dict[str, Any], text: str) -> None:
             action="Write for example --set train.steps=500.",
         )
     try:
-        value = yaml.safe_load(raw)
+        value = _parsed(raw)
     except yaml.YAMLError:
         value = raw
     *parents, last = key.split(".")

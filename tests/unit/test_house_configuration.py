@@ -166,6 +166,39 @@ def test_an_override_of_an_aliased_section_leaves_the_other_one_alone(tmp_path: 
     assert found.extra == Optimiser(momentum=0.1)
 
 
+def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("train:\n  steps: 111\nname: y\ntrain:\n  extra: {}\n")
+    message = refusal(path=path)
+    assert f"{path}, line 4, column 1" in message
+    assert "train a second time in its section; first in line 1" in message
+    assert "optimiser" in refusal("train.optimiser={momentum: 0.5, momentum: 0.6}")
+
+
+def test_a_key_may_stand_over_one_that_a_merged_section_brings(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "train:\n  optimiser: &o {momentum: 0.5, learning_rate: 0.2}\n"
+        "  extra: {<<: *o, momentum: 0.6}\n"
+    )
+    found = load_config(Experiment, path).train
+    assert found.extra == Optimiser(momentum=0.6, learning_rate=0.2)
+    deep = "train:\n  optimiser: {<<: &p {momentum: 0.5}, momentum: 0.7}\n  extra: {<<: *p}\n"
+    path.write_text(deep)
+    assert load_config(Experiment, path).train.extra == Optimiser(momentum=0.5)
+
+
+@pytest.mark.parametrize("text", ["2024-02-03", "2024-02-30"])
+def test_a_name_that_looks_like_a_date_is_text(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"name: {text}\n")
+    assert load_config(Experiment, path) == Experiment(name=text)
+    found = load_config(Experiment, None, [f"name={text}"])
+    assert found == Experiment(name=text)
+    path.write_text(dump_yaml(found))
+    assert load_config(Experiment, path) == found
+
+
 def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("")

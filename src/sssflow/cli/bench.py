@@ -124,7 +124,11 @@ def _run(
         f"{protocol.name}: {len(keys)} runs, {config.parallel} at a time",
         out,
         reads,
-        (protocol.summary, *_notes(keys, protocol), "an interrupted benchmark goes on"),
+        (
+            protocol.summary,
+            *_notes(keys, protocol),
+            "if it is stopped, the same command goes on from there",
+        ),
     )
     if not shown.start(context, dry_run=dry_run):
         return
@@ -165,6 +169,10 @@ def _check_places(protocol: Protocol, reads: dict[str, Path]) -> None:
             "The benchmark needs its data from one place.",
             expected="--source FOLDER or --dataset MANIFEST" if wanted else "neither: it draws",
             found=", ".join(f"--{name}" for name in reads) or "neither",
+            action="Give the one that has your scans; `sssflow bench --list` says what each "
+            "protocol reads."
+            if wanted
+            else "Leave them out, or choose a protocol of real scans by --protocol.",
         )
 
 

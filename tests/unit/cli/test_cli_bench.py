@@ -70,3 +70,26 @@ def test_numbers_between_commas_name_the_runs(capsys: pytest.CaptureFixture[str]
     told = capsys.readouterr().out
     assert "mean_teacher, default, 2 labelled, seeds 5" in told
     assert "mean_teacher, default, 4 labelled, seeds 5" in told
+
+
+def test_the_plan_says_how_to_go_on_and_claims_no_earlier_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["bench", "OUT", "--methods", "supervised", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "if it is stopped, the same command goes on from there" in told
+    assert "interrupted" not in told
+
+
+@pytest.mark.parametrize(
+    ("words", "next_step"),
+    [
+        (["--protocol", "acdc-lite"], "Give the one that has your scans"),
+        (["--source", "."], "Leave them out"),
+    ],
+)
+def test_data_in_the_wrong_place_are_told_with_the_next_step(
+    words: list[str], next_step: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["bench", "OUT", "--methods", "supervised", *words, "--dry-run"]) == 64
+    assert f"next: {next_step}" in capsys.readouterr().err
