@@ -132,25 +132,47 @@ def _row(view: CaseView, index: int, width: int) -> Pixels:
 def _heading(view: CaseView, columns: Sequence[str], width: int) -> Pixels:
     picture = Image.new("RGB", (width, _MARGIN + 3 * _LINE), _PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((_MARGIN, _MARGIN - 4), view.case_id, fill=_INK, font=_font(16))
-    draw.text((_MARGIN, _MARGIN + _LINE - 4), view.note, fill=_FAINT, font=_font(12))
+    room = width - 2 * _MARGIN
+    title, note = _cut(view.case_id, 16, room), _cut(view.note, 12, room)
+    draw.text((_MARGIN, _MARGIN - 4), title, fill=_INK, font=_font(16))
+    draw.text((_MARGIN, _MARGIN + _LINE - 4), note, fill=_FAINT, font=_font(12))
     for column, name in enumerate(columns):
         left = _MARGIN + column * (TILE_PX + _GAP)
-        draw.text((left, _MARGIN + 2 * _LINE - 2), name, fill=_INK, font=_font(13))
+        text = _cut(name, 13, TILE_PX)
+        draw.text((left, _MARGIN + 2 * _LINE - 2), text, fill=_INK, font=_font(13))
     return np.asarray(picture, dtype=np.uint8)
 
 
 def _legend(class_names: Sequence[str], width: int) -> Pixels:
-    picture = Image.new("RGB", (width, _MARGIN + 2 * _LINE), _PAPER)
-    draw = ImageDraw.Draw(picture)
+    """Colour and name of every class, in as many lines as they need, and what the lines mean."""
+    room = width - 2 * _MARGIN - 18
+    places: list[tuple[int, int, str]] = []
     left, top = _MARGIN, _MARGIN
-    for index, name in enumerate(class_names[1:], start=1):
-        draw.rectangle((left, top, left + 12, top + 12), fill=class_colour(index))
-        draw.text((left + 18, top - 1), name, fill=_INK, font=_font(13))
-        left += 18 + round(_font(13).getlength(name)) + 18
+    for name in class_names[1:]:
+        text = _cut(name, 13, room)
+        step = 18 + round(_font(13).getlength(text)) + 18
+        if left > _MARGIN and left + step - 18 > width - _MARGIN:
+            left, top = _MARGIN, top + _LINE
+        places.append((left, top, text))
+        left += step
+    picture = Image.new("RGB", (width, top + 2 * _LINE), _PAPER)
+    draw = ImageDraw.Draw(picture)
+    for index, (x, y, text) in enumerate(places, start=1):
+        draw.rectangle((x, y, x + 12, y + 12), fill=class_colour(index))
+        draw.text((x + 18, y - 1), text, fill=_INK, font=_font(13))
     text = "Solid: outline of the mask named above the column. Black and white: truth."
     draw.text((_MARGIN, top + _LINE), text, fill=_FAINT, font=_font(12))
     return np.asarray(picture, dtype=np.uint8)
+
+
+def _cut(text: str, size: int, room: int) -> str:
+    """The text, shortened until it is no wider than `room` pixels."""
+    font = _font(size)
+    if font.getlength(text) <= room:
+        return text
+    while text and font.getlength(f"{text}...") > room:
+        text = text[:-1]
+    return f"{text}..."
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +159,21 @@ def test_a_sprite_is_no_taller_than_a_jpeg_can_be() -> None:
     )
     assert (len(built.slices), built.slices[0], built.slices[-1]) == (63, 0, 199)
     assert all(decode(layer).size == (512, 63 * 512) for layer in built.layers)
+
+
+def test_the_legend_of_an_overlay_names_every_class_and_long_names_stay_in_their_column(
+    tmp_path: Path,
+) -> None:
+    nothing = np.zeros(SHAPE, dtype=np.uint8)
+    models = {"a-name-of-a-model-that-is-longer-than-its-column": nothing, "b": nothing}
+    shown = replace(view(), truth_shw=nothing, predictions=models)
+    names = ("background", *(f"organ with a name {number}" for number in range(13)))
+    write_case_overlay(tmp_path / "a.png", shown, names)
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    swatches = sum(int((pixels == colour).all(axis=2).sum()) for colour in PALETTE)
+    assert swatches == 13 * 13 * 13
+    short = replace(shown, predictions={"m": nothing, "b": nothing})
+    write_case_overlay(tmp_path / "b.png", short, names)
+    other = np.asarray(Image.open(tmp_path / "b.png").convert("RGB"))
+    column = 14 + 3 * (220 + 6)  # the last column begins here, after image, truth, first model
+    assert (pixels[:, column:] == other[:, column:]).all()

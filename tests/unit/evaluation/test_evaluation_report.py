@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from importlib.resources import files
 
@@ -101,6 +102,24 @@ def test_a_chart_joins_only_cases_that_both_models_have() -> None:
     )
     assert chart.count('class="pair"') == 1
     assert chart.count("<circle") == 4
+
+
+def test_no_text_of_a_chart_lies_over_another_however_many_classes() -> None:
+    names = ["supervised", "sss"]
+    classes = [f"left adrenal gland {number}" for number in range(15)]
+    values = {"supervised": [0.5], "sss": [0.52]}
+    few = strip_chart([Group("RV", values)], names, label="")
+    many = strip_chart([Group(name, values) for name in classes], names, label="")
+    assert 'viewBox="0 0 860 300"' in few
+    assert "--least" not in few
+    wide = float(re.findall(r'viewBox="0 0 (\d+) 300" role="img" style="--least: \1px"', many)[0])
+    numbers = [float(x) for x in re.findall(r'"mean-text" x="([\d.]+)"', many)]
+    titles = [float(x) for x in re.findall(r'"axis strong" x="([\d.]+)"', many)]
+    assert (len(numbers), len(titles)) == (30, 15)
+    # Widths at the sizes of the style sheet: 10 px numbers of six signs, 11 px bold names.
+    assert min(b - a for a, b in itertools.pairwise(numbers)) > 36
+    assert min(b - a for a, b in itertools.pairwise(titles)) > 6.5 * len(classes[-1])
+    assert numbers[-1] + 36 < wide
 
 
 def test_a_seventh_model_has_a_colour_of_the_style_sheet() -> None:

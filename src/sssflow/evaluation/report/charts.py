@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 860.0, 52.0, 12.0, 14.0
+_PLACE, _LETTER = 46.0, 7.2
+"""Room of a column with the number beside its mean, and of a letter of a class's name."""
 COLOURS = 6
 """Of models in the style sheet; a seventh model takes the first again."""
 
@@ -34,6 +36,7 @@ class _Frame:
     height: float
     low: float
     high: float
+    width: float = _WIDTH
 
     def y(self, value: float) -> float:
         """Vertical position of a value."""
@@ -44,11 +47,15 @@ class _Frame:
 def strip_chart(groups: Sequence[Group], series: Sequence[str], *, label: str) -> Markup:
     """Every case as a dot, the mean as a bar, the same case joined between the series.
 
-    Values are shares from 0 to 1, shown in percent.
+    Values are shares from 0 to 1, shown in percent. With many classes or models the chart is
+    wider, so that no text lies over another; the page scrolls it.
     """
-    frame = _Frame(height=300.0, low=0.0, high=1.0)
+    columns = _PLACE * (len(series) + 1)
+    least = max((max(columns, _LETTER * (len(g.name) + 2)) for g in groups), default=columns)
+    wide = max(_WIDTH, _LEFT + _RIGHT + least * len(groups))
+    frame = _Frame(height=300.0, low=0.0, high=1.0, width=wide)
     parts = [_axis(frame)]
-    width = (_WIDTH - _LEFT - _RIGHT) / max(1, len(groups))
+    width = (wide - _LEFT - _RIGHT) / max(1, len(groups))
     for position, group in enumerate(groups):
         left = _LEFT + position * width
         xs = [left + width * (i + 1) / (len(series) + 1) for i in range(len(series))]
@@ -58,7 +65,7 @@ def strip_chart(groups: Sequence[Group], series: Sequence[str], *, label: str) -
         parts += _pairs(frame, xs, [group.values[name] for name in series])
         for i, name in enumerate(series):
             parts += _dots(frame, xs[i], group.values[name], i % COLOURS)
-    return _svg(frame.height, parts, label)
+    return _svg(frame, parts, label)
 
 
 def line_chart(lines: Sequence[Line], *, label: str, x_name: str, series: Sequence[str]) -> Markup:
@@ -84,7 +91,7 @@ def line_chart(lines: Sequence[Line], *, label: str, x_name: str, series: Sequen
                 title = f"<title>{escape(line.name)}: kept step {x:.0f}, {_percent(y, 1)}</title>"
                 spot = f'cx="{place(x):.1f}" cy="{frame.y(y):.1f}" r="5"'
                 parts.append(f'<circle class="kept m{colour}" {spot}>{title}</circle>')
-    return _svg(frame.height, parts, label)
+    return _svg(frame, parts, label)
 
 
 def _pairs(
@@ -120,8 +127,9 @@ def _axis(frame: _Frame) -> str:
     parts = []
     for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
         y = frame.y(tick)
+        right = frame.width - _RIGHT
         parts.append(
-            f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}"/>'
+            f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{right:.1f}" y2="{y:.1f}"/>'
         )
         parts.append(_text(_LEFT - 8, y + 4, _percent(tick), "end"))
     return "".join(parts)
@@ -136,7 +144,9 @@ def _percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f}\u00a0%"
 
 
-def _svg(height: float, parts: Sequence[str], label: str) -> Markup:
-    head = f'<svg class="chart" viewBox="0 0 {_WIDTH:.0f} {height:.0f}" role="img"'
+def _svg(frame: _Frame, parts: Sequence[str], label: str) -> Markup:
+    head = f'<svg class="chart" viewBox="0 0 {frame.width:.0f} {frame.height:.0f}" role="img"'
+    if frame.width > _WIDTH:
+        head += f' style="--least: {frame.width:.0f}px"'
     # Every text above went through escape(); the rest are numbers and our own class names.
     return Markup(f'{head} aria-label="{escape(label)}">{"".join(parts)}</svg>')  # noqa: S704
