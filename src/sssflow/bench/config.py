@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from sssflow.bench.protocol import Labelled
@@ -21,7 +23,9 @@ class BenchConfig(Config):
     variants: tuple[str, ...] = Field(
         (DEFAULT,), min_length=1, description="Variants of every method; a+b joins two."
     )
-    seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1, description="One run each.")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (1, 2, 3), min_length=1, description="One run each."
+    )
     baseline: bool = Field(
         True, description="Add supervised runs with the same net and augmentation where missing."
     )

@@ -22,6 +22,7 @@ from sssflow.cli.session import (
     need,
     quoted,
     read_experiment,
+    readable,
     show_config,
 )
 from sssflow.configuration import load_config
@@ -165,7 +166,9 @@ def push(
     from sssflow.storage.places import carried_files, open_place, push_tree
 
     _require_store(address)
-    if not source.is_dir() or not carried_files(source):
+    with readable(source):
+        found = source.is_dir() and carried_files(source)
+    if not found:
         raise DataError(
             "There are no files to copy.",
             where=source,
@@ -234,10 +237,13 @@ def require_scans(source: Path, layout: str) -> None:
     """Say what is expected where there is nothing, before a long run begins.
 
     Raises:
-        DataError: `source` is no folder, or an empty one; the expected layout is shown.
+        DataError: `source` is no folder, or an empty one; the expected layout is shown. Or it may
+            not be read.
     """
-    if source.is_dir() and any(source.iterdir()):
-        return
+    with readable(source):
+        if source.is_dir() and any(source.iterdir()):
+            return
+        empty, there = source.is_dir(), source.exists()
     from sssflow.ingest.layouts import LAYOUTS
 
     shown = [LAYOUTS[layout]] if layout in LAYOUTS else list(LAYOUTS.values())
@@ -245,7 +251,7 @@ def require_scans(source: Path, layout: str) -> None:
         "There are no scans at this place.",
         where=source,
         expected="\n".join(["a folder like this:", *(f"[{s.name}]\n{s.tree}" for s in shown)]),
-        found="an empty folder" if source.is_dir() else "no folder",
+        found="an empty folder" if empty else "a file" if there else "nothing",
         action="Check the path; an unmounted disk looks like this too.",
     )
 

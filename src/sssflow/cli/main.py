@@ -97,7 +97,9 @@ def run(arguments: Sequence[str]) -> int:
     except TyperException as error:
         if not arguments:
             return 0
-        _say(f"usage error: {error.format_message()}\n  next: add --help to see what is possible")
+        # Without a word: the help was shown, because a group of verbs was called alone.
+        what = error.format_message() or "One of the commands above must follow."
+        _say(f"usage error: {what}\n  next: add --help to see what is possible")
         return EXIT_USAGE
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()

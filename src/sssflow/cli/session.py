@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -89,7 +90,9 @@ class Plan:
             SssflowError: What a check raises.
         """
         for name, path in self.reads.items():
-            if not path.exists():
+            with readable(path):
+                there = path.exists()
+            if not there:
                 raise DataError(
                     f"{name} does not exist.",
                     where=path,
@@ -123,6 +126,24 @@ class Plan:
         return "the paths exist, their contents are checked when it runs; "
 
 
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say of an input in words what the system says against a look at it.
+
+    Raises:
+        DataError: It may not be looked at, its name is too long, or the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            "The system does not let this be read.",
+            where=path,
+            found=error.strerror or error,
+            action="Check the path, and that you may read it.",
+        ) from None
+
+
 def no_room(out: Path, found: object) -> UnavailableError:
     """What is said where the output folder cannot be made."""
     return UnavailableError(
@@ -138,7 +159,11 @@ def _require_room(out: Path) -> None:
     """Refuse a file, and a place below one or in a closed folder; the disk may refuse later too."""
     try:
         if out.exists() and not out.is_dir():
-            raise UsageError("The output must be a folder, and this is a file.", where=out)
+            raise UsageError(
+                "The output must be a folder, and this is a file.",
+                where=out,
+                action="Name a folder; one that is not there is made.",
+            )
         nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
         if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
             kind = "a closed folder" if nearest.is_dir() else "a file"

@@ -65,7 +65,11 @@ class Contract(Record):
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"Not a readable {cls.schema_name}.", where=where, expected="JSON", found=error
+                f"Not a readable {cls.schema_name}.",
+                where=where,
+                expected="JSON",
+                found=error,
+                action="Point to the right file, or make it again with the stage that writes it.",
             ) from None
         cls._check_tag(data, where)
         body = {k: v for k, v in data.items() if k not in ("schema", "schema_version")}

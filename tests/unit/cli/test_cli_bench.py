@@ -93,3 +93,12 @@ def test_data_in_the_wrong_place_are_told_with_the_next_step(
 ) -> None:
     assert run(["bench", "OUT", "--methods", "supervised", *words, "--dry-run"]) == 64
     assert f"next: {next_step}" in capsys.readouterr().err
+
+
+def test_a_negative_seed_is_refused_by_the_name_that_was_typed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["bench", "OUT", "--seeds", "-1", "--methods", "supervised", "--dry-run"]) == 64
+    told = capsys.readouterr().err
+    assert "where: sssflow bench" in told
+    assert "seeds.0: Input should be greater than or equal to 0 (found -1)" in told

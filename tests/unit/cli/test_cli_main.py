@@ -62,7 +62,7 @@ def test_a_wrong_command_line_is_exit_64_without_traceback(
 ) -> None:
     assert run(arguments) == 64
     captured = capsys.readouterr()
-    assert captured.err.startswith("usage error: ")
+    assert re.match(r"usage error: \S", captured.err)
     assert "Traceback" not in captured.err
 
 
@@ -181,9 +181,44 @@ def test_no_scans_at_that_place_shows_the_expected_layout(
     assert "[bhsd]" in capsys.readouterr().err
 
 
-def test_an_output_that_is_a_file_is_exit_64(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data", "check", "SCANS"],
+        ["pipeline", "run", "OUT", "--source", "SCANS"],
+        ["data", "push", "SCANS", "s3://bucket/scans"],
+        ["predict", "SCANS", ".", "OUT"],
+    ],
+    ids=lambda a: " ".join(a[:2]),
+)
+def test_an_input_that_may_not_be_looked_at_is_told_in_words(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A closed folder, which only a user without root's rights can try, by a name too long."""
+    monkeypatch.chdir(tmp_path)
+    assert run(["x" * 300 if word == "SCANS" else word for word in arguments]) == 65
+    told = capsys.readouterr().err
+    assert "File name too long" in told
+    assert "next: Check the path, and that you may read it." in told
+
+
+def test_a_file_in_the_place_of_a_folder_of_scans_is_called_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scans.zip").write_text("")
+    assert run(["data", "check", str(tmp_path / "scans.zip")]) == 65
+    assert "found: a file\n" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_file_is_exit_64(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "out").write_text("")
     assert run(["data", "phantoms", str(tmp_path / "out")]) == 64
+    assert "next: Name a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
