@@ -192,7 +192,7 @@ class TrainConfig(Config):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Of the forward pass; auto: bfloat16 where the device computes in it "
-        "(a GPU, a processor with AVX512-BF16 or AMX), else float32.",
+        "(a GPU from Ampere on, a processor with AVX512-BF16 or AMX), else float32.",
     )
     compile: bool = Field(
         False,

@@ -28,6 +28,8 @@ from sssflow.training.validate import validate
 _LOG = logging.getLogger(__name__)
 _LOG_EVERY_S = 60.0
 _SCALARS_EVERY = 20
+_BFLOAT16_SINCE = 8
+"""Compute capability, as in torch's `is_bf16_supported(including_emulation=False)`."""
 
 
 @dataclass(frozen=True)
@@ -176,12 +178,15 @@ def batch_of(run: Run, step: int) -> Batch:
 def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
     """Whether the forward pass runs under bfloat16 autocast.
 
-    Not by itself for a 3-D student on a processor: oneDNN's bfloat16 weight gradient of small
+    Not by itself on a GPU before Ampere (T4, V100): torch takes bfloat16 there too, but only
+    emulates it. Nor for a 3-D student on a processor: oneDNN's bfloat16 weight gradient of small
     3-D convolutions was seen to hold NaN now and then (torch 2.15, AVX512-BF16).
     """
     if config.precision != "auto":
         return config.precision == "bfloat16"
-    return device.type == "cuda" or (config.network.dimensions == 2 and computes_in_bfloat16())
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).major >= _BFLOAT16_SINCE
+    return config.network.dimensions == 2 and computes_in_bfloat16()
 
 
 def computes_in_bfloat16() -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from semisam_cases import LOOSE
 
 from sssflow.training import stage
-from sssflow.training.loop import train_step
+from sssflow.training.loop import train_step, uses_bfloat16
 from sssflow.training.methods.registry import METHODS
 
 NETS = {
@@ -65,3 +68,18 @@ def test_the_record_says_which_precision_the_device_chose(
     monkeypatch.setattr("sssflow.training.loop.computes_in_bfloat16", lambda: capable)
     record = stage.run(tiny_config(steps=1, precision="auto"), tiny.dataset, tmp_path)
     assert record.device == f"cpu, 1 thread(s), {'bfloat16' if capable else 'float32'}"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "major", "half"), [("V100", 7, False), ("T4", 7, False), ("A100", 8, True)]
+)
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32_unless_told(
+    gpu, major, half, tiny_config, monkeypatch
+):
+    found = SimpleNamespace(name=gpu, major=major)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    chosen = {
+        precision: uses_bfloat16(tiny_config(precision=precision), torch.device("cuda"))
+        for precision in ("auto", "float32", "bfloat16")
+    }
+    assert chosen == {"auto": half, "float32": False, "bfloat16": True}
