@@ -71,11 +71,11 @@ def pseudo_label_loss(
     """Loss of a strong view against the pseudo label, where the teacher is confident.
 
     ce: summed over confident pixels, divided by the number of all: few confident pixels mean a
-    small term. UniMatch V2 leaves out padding; here is none, for a view that reaches beyond its
-    scan repeats the border, in image and label. dice: over confident pixels only (UniMatch V1,
-    medical), and over the classes that the teacher is confident of somewhere: early on that is
-    often the background alone, and the Dice of the others would push every foreground class to
-    zero.
+    small term. UniMatch V2 leaves out padding; here a view that reaches beyond its scan repeats
+    the border, in image and label, and the zeros around a volume smaller than a patch count as
+    the scan does. dice: over confident pixels only (UniMatch V1, medical), and over the classes
+    that the teacher is confident of somewhere: early on that is often the background alone, and
+    the Dice of the others would push every foreground class to zero.
     ce_dice: mean of the two. Without a confident pixel every form is exactly 0 with a gradient.
     """
     logits = logits_bkhw.float()
