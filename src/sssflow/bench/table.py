@@ -104,7 +104,7 @@ def _failed(failures: Mapping[str, RunFailure], missing: Sequence[RunKey]) -> li
     if not failures and not missing:
         return []
     cells = [[name, f.kind, f.first_line] for name, f in failures.items()]
-    cells += [[key.name, "not reached", "the benchmark was stopped before"] for key in missing]
+    cells += [[key.name, "not there yet", "not ended when this was written"] for key in missing]
     return ["## Runs without a result", "", *table_lines(["run", "kind", "reason"], cells), ""]
 
 
