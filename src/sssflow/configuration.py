@@ -152,7 +152,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; empty for an empty file.
 
     Raises:
-        UsageError: The file is missing, not YAML, or holds no mapping.
+        UsageError: The file is missing, not YAML, or holds no mapping, or one that holds itself.
     """
     try:
         loaded = _parsed(path.read_text(encoding="utf-8"))
@@ -173,18 +173,22 @@ def read_mapping(path: Path) -> dict[str, Any]:
             where=path,
             found=type(loaded).__name__,
         )
-    return {key: _unshared(value) for key, value in loaded.items()}
+    return loaded
 
 
 def _parsed(text: str) -> Any:
     """What the one document in `text` says.
 
     Raises:
-        YAMLError: It is not YAML, or a key stands twice in a section.
+        YAMLError: It is not YAML, a key stands twice in a section, or a section holds itself.
     """
     loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        return _unshared(loader.get_single_data())
+    except RecursionError:
+        raise yaml.YAMLError(
+            "a section that holds itself (*name inside &name), or sections too deep in each other"
+        ) from None
     finally:
         loader.dispose()
 

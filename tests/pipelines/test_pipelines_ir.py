@@ -66,6 +66,11 @@ def test_an_unknown_pipeline_is_refused() -> None:
         compiled_pipeline("nothing")
 
 
+def test_a_file_beside_the_pipelines_is_no_pipeline_to_compile(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="There is no such pipeline"):
+        compile_pipeline("compile", tmp_path / "made.yaml")
+
+
 def test_compiling_outside_a_checkout_is_refused_with_the_compiled_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"pipelines/sss_training\.py"):
         compile_pipeline("sss_training", tmp_path / "x.yaml", checkout=tmp_path)

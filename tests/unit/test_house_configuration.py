@@ -175,6 +175,17 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path) -> N
     assert "optimiser" in refusal("train.optimiser={momentum: 0.5, momentum: 0.6}")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["train: &a\n  extra: *a\n", "name: " + 3000 * "[" + 3000 * "]" + "\n"],
+    ids=["alias", "depth"],
+)
+def test_a_section_that_holds_itself_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    assert str(path) in refusal(path=path)
+
+
 def test_a_key_may_stand_over_one_that_a_merged_section_brings(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(

@@ -104,7 +104,8 @@ def _memory() -> Finding:
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     free_gib = int(fields["MemAvailable"].split()[0]) / (1 << 20)
     state: State = "ok" if free_gib >= _LEAST_MEMORY_GIB else "note"
-    return Finding("memory", state, f"{free_gib:.1f} GiB free; the demo needs {_LEAST_MEMORY_GIB}")
+    found = f"{free_gib:.1f} GiB free; {_LEAST_MEMORY_GIB} leave the demo room"
+    return Finding("memory", state, found)
 
 
 def _disk(folder: Path) -> Finding:

@@ -27,10 +27,7 @@ def compiled_pipeline(name: str = "sss_training") -> Path:
         UsageError: There is no pipeline of that name.
         InternalError: The package is incomplete.
     """
-    if name not in PIPELINES:
-        raise UsageError(
-            "There is no such pipeline.", expected=" | ".join(sorted(PIPELINES)), found=name
-        )
+    _require_known(name)
     for folder in (_SHIPPED, _CHECKOUT / "pipelines"):
         path = folder / f"{name}.yaml"
         if path.is_file():
@@ -46,8 +43,9 @@ def compile_pipeline(name: str, target: Path, *, checkout: Path = _CHECKOUT) -> 
     """Compile `pipelines/<name>.py` of a checkout to `target`; equal sources give equal bytes.
 
     Raises:
-        UsageError: kfp is not installed, or `checkout` holds no pipelines.
+        UsageError: There is no such pipeline, kfp is not installed, or `checkout` holds none.
     """
+    _require_known(name)
     require_kfp()
     from kfp import compiler
 
@@ -71,6 +69,16 @@ def compile_pipeline(name: str, target: Path, *, checkout: Path = _CHECKOUT) -> 
     finally:
         draft.unlink(missing_ok=True)
     return target
+
+
+def _require_known(name: str) -> None:
+    if name not in PIPELINES:
+        raise UsageError(
+            "There is no such pipeline.",
+            expected=" | ".join(sorted(PIPELINES)),
+            found=name,
+            action="Give one of these names, or none.",
+        )
 
 
 def graphs(ir: Mapping[str, Any]) -> list[dict[str, Any]]:
