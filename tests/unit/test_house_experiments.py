@@ -69,7 +69,7 @@ def test_the_recommended_recipe_is_the_variant_of_that_name_on_the_same_protocol
     ours = load_config(ExperimentConfig, ROOT / "configs" / "acdc-recommended.yaml")
     plain = load_config(ExperimentConfig, ROOT / "configs" / "acdc.yaml")
     variant = find_variant("recommended").set
-    assert len(variant) == 5
+    assert len(variant) == 4
     for key, value in variant.items():
         for section in ("train", "baseline", "warmup") if key.startswith("train.") else ("",):
             found = ours
