@@ -65,11 +65,13 @@ def own_store(cluster: Cluster, image: str, program: Path) -> Iterator[ObjectSto
     with cluster.namespace() as namespace:
         for made in _objects(image, keys):
             cluster.kubectl("-n", namespace, "apply", "-f", "-", stdin=json.dumps(made))
-        wait = ("wait", "--for=condition=Ready", "pod/s3", "--timeout=120s")
-        cluster.kubectl("-n", namespace, *wait)
+        running = "--for=jsonpath={.status.containerStatuses[0].state.running}"
+        cluster.kubectl("-n", namespace, "wait", running, "pod/s3", "--timeout=120s")
         put = f"cat > {PROGRAM}.part && chmod 755 {PROGRAM}.part && mv {PROGRAM}.part {PROGRAM}"
         into = ("exec", "-i", "s3", "--", "sh", "-c", put)
         cluster.kubectl("-n", namespace, *into, stdin=program.read_bytes())
+        # kubectl ends a forwarding at the first connection that the pod refuses.
+        cluster.kubectl("-n", namespace, "wait", "--for=condition=Ready", "pod/s3", "--timeout=60s")
         inside = f"http://s3.{namespace}.svc.cluster.local:{PORT}"
         with cluster.port_forward(namespace, "service/s3", PORT) as port:
             here = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", **REGION}
@@ -99,6 +101,7 @@ def _objects(image: str, keys: dict[str, str]) -> list[dict[str, Any]]:
         "securityContext": RESTRICTED,
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
         "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+        "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1},
     }
     pod = {
         "apiVersion": "v1",
