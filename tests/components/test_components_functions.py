@@ -151,11 +151,12 @@ def test_a_corrected_split_file_gives_the_roles_that_it_says_now(tmp_path: Path)
     assert found == [{"patient001"}, {"patient002"}]
 
 
-def test_training_of_a_section_that_does_not_exist_exits_with_64(tmp_path, dataset, caplog) -> None:
+def exit_code_of_training(config: str, section: str, dataset: str, tmp_path: Path) -> object:
+    """How the task of a training ends that must fail."""
     with pytest.raises(SystemExit) as caught:
         train.python_func(
-            config_json=EXPERIMENT,
-            section="evaluate",
+            config_json=config,
+            section=section,
             dataset=dataset,
             masks=[],
             start="",
@@ -163,7 +164,11 @@ def test_training_of_a_section_that_does_not_exist_exits_with_64(tmp_path, datas
             model=StubArtifact(tmp_path / "model"),
             metrics=StubArtifact(tmp_path / "metrics"),
         )
-    assert caught.value.code == 64
+    return caught.value.code
+
+
+def test_training_of_a_section_that_does_not_exist_exits_with_64(tmp_path, dataset, caplog) -> None:
+    assert exit_code_of_training(EXPERIMENT, "evaluate", dataset, tmp_path) == 64
     assert "warmup | baseline | train" in caplog.text
 
 
@@ -233,17 +238,7 @@ def asked_of_baseline(config: str, dataset: str, tmp_path: Path, monkeypatch) ->
         raise DataError("that is enough")
 
     monkeypatch.setattr("sssflow.training.stage.run", run)
-    with pytest.raises(SystemExit):
-        train.python_func(
-            config_json=config,
-            section="baseline",
-            dataset=dataset,
-            masks=[],
-            start="",
-            store_uri=str(tmp_path / "store"),
-            model=StubArtifact(tmp_path / "model"),
-            metrics=StubArtifact(tmp_path / "metrics"),
-        )
+    exit_code_of_training(config, "baseline", dataset, tmp_path)
     (out,) = asked
     return out
 

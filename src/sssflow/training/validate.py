@@ -1,4 +1,7 @@
-"""Fast Dice on the validation volumes, for choosing weights; reports use `evaluation`."""
+"""The validation volumes read, and a fast Dice on them to choose weights by.
+
+Reports use `evaluation`.
+"""
 
 from __future__ import annotations
 

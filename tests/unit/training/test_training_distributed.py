@@ -114,9 +114,10 @@ def test_a_resumed_run_of_two_takes_up_each_process_its_own_memories(told):
 
 
 def test_processes_that_share_the_validation_give_the_first_the_figures_of_one(told, tiny):
-    alone = validate_shared(tiny.dataset, ALONE)
+    cases, alone = validate_shared(tiny.dataset, ALONE)
+    assert [values["validation"][0] for values in told.values] == [cases[0::2], cases[1::2]]
     assert set(alone) == {"dice", "dice_disc", "dice_ring"}
-    first, second = (values["validation"] for values in told.values)
+    first, second = (values["validation"][1] for values in told.values)
     assert first == pytest.approx(alone, rel=1e-6)
     assert second is None
 

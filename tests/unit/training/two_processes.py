@@ -128,15 +128,20 @@ def exchange(world: World) -> dict[str, object]:
     }
 
 
-def validate_shared(dataset: Path, world: World, stops: int | None = None) -> object:
-    """Figures of all labelled cases of the dataset; process `stops` is told to stop at once."""
+def validate_shared(
+    dataset: Path, world: World, stops: int | None = None
+) -> tuple[list[str], dict[str, float] | None]:
+    """This process's cases of all that have a label, and what it is told of the figures of all.
+
+    Process `stops` is told to stop at once.
+    """
     manifest = load_contract(DatasetManifest, dataset)
     every = tuple(LabelledCase(**told_of(case)) for case in manifest.cases if has_label(case))
     changed = manifest.model_copy(update={"cases": every})
     prep = Preprocessing(size_hw=(32, 32))
     cases = load_validation(changed, dataset.parent, prep, memory_gib=1, world=world)
     net = build_network(NetworkConfig(base_channels=4, levels=3), manifest.class_count, seed=1)
-    return validate(
+    figures = validate(
         net,
         cases,
         prep,
@@ -144,6 +149,7 @@ def validate_shared(dataset: Path, world: World, stops: int | None = None) -> ob
         world=world,
         is_stopped=lambda: world.rank == stops,
     )
+    return [case.case_id for case in cases], figures
 
 
 def has_label(case: Case) -> bool:
@@ -178,7 +184,7 @@ def main(dataset: Path, out: Path, port: str, rank: int) -> None:
         found = exchange(world)
         losses, weights = train_plainly(dataset, world)
         found["validation"] = validate_shared(dataset, world)
-        found["stopped_validation"] = [validate_shared(dataset, world, rank) for rank in (0, 1)]
+        found["stopped_validation"] = [validate_shared(dataset, world, rank)[1] for rank in (0, 1)]
         train_in_loop_twice(dataset, out, world)
     (out / f"{rank}.json").write_text(json.dumps({**found, "losses": losses}))
     save_file(weights, out / f"{rank}.safetensors")
