@@ -71,6 +71,7 @@ _POD_PATCH = _record(
                 securityContext=_core("SecurityContext"),
             )
         ),
+        imagePullSecrets=_list(_core("LocalObjectReference")),
         securityContext=_core("PodSecurityContext"),
         nodeSelector=STRINGS,
         tolerations=_list(_core("Toleration")),

@@ -44,6 +44,9 @@ class NodesConfig(Config):
     memory: str = Field("16Gi", description="Memory of each machine.")
     shared_memory: str = Field("2Gi", description="Of /dev/shm; part of the memory.")
     service_account: str = Field("default", description="Of the pods; it needs no rights.")
+    pull_secret: str = Field(
+        "", description="Secret for pulling the image; empty: those of the service account."
+    )
     node_selector: dict[str, str] = Field({}, description="Labels of the machines.")
     tolerations: tuple[Toleration, ...] = Field((), description="Taints of the machines.")
     queue: str = Field("", description="Kueue queue; empty: none.")

@@ -96,6 +96,7 @@ def train_job(wanted: Order) -> dict[str, Any]:
     config = wanted.config
     pod: dict[str, Any] = {
         "serviceAccountName": config.service_account,
+        **_pull_secrets(config),
         "securityContext": _pod_security(),
         "volumes": _volumes(config),
         "nodeSelector": config.node_selector,
@@ -162,6 +163,7 @@ def indexed_job(wanted: Order) -> dict[str, Any]:
         "subdomain": wanted.name,
         "restartPolicy": "Never",
         "serviceAccountName": config.service_account,
+        **_pull_secrets(config),
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": _GRACE_S,
         "securityContext": _pod_security(),
@@ -249,6 +251,11 @@ def _resources(wanted: Order) -> dict[str, Any]:
         "requests": {"cpu": config.cpu, "memory": config.memory, **gpus},
         "limits": {"cpu": config.cpu, "memory": config.memory, **gpus},
     }
+
+
+def _pull_secrets(config: NodesConfig) -> dict[str, Any]:
+    """Left out where none is named: an empty list would replace the service account's own."""
+    return {"imagePullSecrets": [{"name": config.pull_secret}]} if config.pull_secret else {}
 
 
 def _tolerations(config: NodesConfig) -> list[dict[str, str]]:

@@ -35,6 +35,7 @@ FULL = {
     "node_selector": {"gpu": "h200"},
     "tolerations": [{"key": "nvidia.com/gpu"}, {"key": "a", "operator": "Equal", "value": "b"}],
     "queue": "training",
+    "pull_secret": "mirror",
 }
 
 
@@ -80,6 +81,8 @@ def test_the_pods_of_both_kinds_have_the_same_rights_places_and_volumes(make):
         {"key": "nvidia.com/gpu", "operator": "Exists"},
         {"key": "a", "operator": "Equal", "value": "b"},
     ]
+    assert pod["imagePullSecrets"] == [{"name": "mirror"}]
+    assert "imagePullSecrets" not in pods_of(make(wanted()))["spec"]
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert set(mounts) == {"claim", "shared-memory", "scratch"}
     assert mounts["claim"] == "/mnt/sssflow"
