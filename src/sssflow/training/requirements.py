@@ -13,6 +13,7 @@ from sssflow.training.checkpoint import different_keys
 from sssflow.training.config import TrainConfig
 from sssflow.training.distributed import World
 from sssflow.training.methods.base import Method
+from sssflow.training.methods.reads import STRONG_VIEWS
 from sssflow.volume.intensity import require_units
 
 
@@ -83,6 +84,23 @@ def require_parts(method: Method, config: TrainConfig, world: World) -> None:
     world.require_parts("batch_labelled", config.batch_labelled, multiple)
     if method.needs_unlabelled:
         world.require_parts("batch_unlabelled", config.batch_unlabelled, multiple)
+
+
+def partner_warnings(method: Method, config: TrainConfig, world: World) -> tuple[str, ...]:
+    """What every reader must be told where CutMix has no partner: a part of one sample or clip.
+
+    The partner is the part of the batch that the process has, in reversed order.
+    """
+    views = config.augmentation
+    pastes = views.cutmix.probability > 0 or views.class_paste_probability > 0
+    samples = config.batch_unlabelled if method.clips is None else method.clips.unlabelled
+    if config.method not in STRONG_VIEWS or not pastes or samples > world.size:
+        return ()
+    name = "batch_unlabelled" if method.clips is None else "sss_in_loop.clips_unlabelled"
+    return (
+        f"CutMix and class pasting had no effect: each process has one unlabelled sample "
+        f"({name} {samples}, processes {world.size}), which is its own partner.",
+    )
 
 
 def require_same_student(

@@ -49,6 +49,7 @@ from sssflow.training.memory import training_fits
 from sssflow.training.methods.registry import METHODS, build_method
 from sssflow.training.outside import Outside, generalist_note, outside_of
 from sssflow.training.requirements import (
+    partner_warnings,
     require_parts,
     require_same_student,
     require_trainable,
@@ -157,13 +158,14 @@ def _origin(
     mask_sets: Sequence[tuple[MaskSet, Path]],
     started: LoadedModel | None,
 ) -> _Origin:
-    unseen = unseen_warnings(prepared.data.labelled, manifest.class_names)
-    used = mask_sets if prepared.method.needs_masks else ()
-    notes = (*unseen, *silence_warnings(used, manifest.class_names))
+    method, classes = prepared.method, manifest.class_names
+    notes = unseen_warnings(prepared.data.labelled, classes)
+    notes += partner_warnings(method, prepared.config, prepared.world)
+    notes += silence_warnings(mask_sets if method.needs_masks else (), classes)
     for note in notes:
         _LOG.warning("%s", note)
     start = None if started is None else started.description
-    return _Origin(manifest, start, (*prepared.method.warnings, *notes))
+    return _Origin(manifest, start, (*method.warnings, *notes))
 
 
 def _train(
