@@ -22,7 +22,7 @@ from sssflow.contracts.weights import PromptableWeights
 from sssflow.errors import DataError, UsageError
 from sssflow.sam.config import OnnxConfig, SamConfig
 from sssflow.sam.onnx_backend import load_onnx_promptable
-from sssflow.sam.pretrain_data import grey_volume
+from sssflow.sam.pretrain_data import grey_volume, intensity_rule
 from sssflow.sam.promptable import Promptable
 from sssflow.sam.propagate import segment_volume
 from sssflow.sam.torch_backend import load_torch_promptable
@@ -172,6 +172,8 @@ def _key(
         _settings_digest(config),
         model.model_digest,
         case.image.sha256,
+        # The same voxels are other grey values in a dataset that calls them CT and no longer MR.
+        intensity_rule(case.modality, config.intensity).model_dump_json(),
         str(manifest.class_count),
         prompts.model_dump_json(),
     )

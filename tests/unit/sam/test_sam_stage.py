@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sssflow.contracts.dataset import DatasetManifest, Modality
 from sssflow.contracts.masks import MaskSet
+from sssflow.contracts.prompts import PromptSet
 from sssflow.errors import DataError, UsageError
 from sssflow.sam import stage
 from sssflow.sam.config import SamConfig
-from sssflow.storage.contracts import load_contract
+from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.volume.packed import read_packed
 
 CONFIG = SamConfig(input_size=64)
@@ -76,6 +78,22 @@ def test_a_harmed_mask_or_other_settings_are_made_again(small_dataset, tmp_path,
     made.clear()
     stage.run(CONFIG.model_copy(update={"roi_margin": 0.5}), dataset, prompts, out)
     assert made == ["case0", "case1"]
+
+
+def test_masks_are_made_again_where_a_corrected_modality_gives_other_grey_values(
+    small_dataset, tmp_path, monkeypatch
+):
+    dataset, prompts = small_dataset(1)
+    stage.run(CONFIG, dataset, prompts, tmp_path / "out")
+    manifest = load_contract(DatasetManifest, dataset)
+    case = manifest.cases[0].model_copy(update={"modality": Modality.CT})
+    corrected = manifest.model_copy(update={"cases": (case,)})
+    save_contract(corrected, dataset)
+    same = load_contract(PromptSet, prompts)
+    save_contract(same.model_copy(update={"dataset_digest": corrected.digest}), prompts)
+    made = _watch(monkeypatch)
+    stage.run(CONFIG, dataset, prompts, tmp_path / "out")
+    assert made == ["case0"]
 
 
 def test_prompts_of_another_dataset_are_refused(small_dataset, tmp_path):
