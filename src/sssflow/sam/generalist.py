@@ -166,21 +166,26 @@ class Sam2Generalist:
                 size, every = self._config.input_size, range(shape[0])
                 asked = guided_prompts(region.rough > 0, {}, every, window, size)
                 found = {i: self._video.segment(features, i, [p]) for i, p in asked.items()}
-            logits.append(self._volume(found, window, shape))
-            iou.append(float(np.mean([a.predicted_iou for f in found.values() for a in f] or [0])))
+            shown = {i: answers for i, answers in found.items() if self._shows(answers)}
+            logits.append(_volume(shown, window, shape))
+            # SAM-2's estimate is learnt where the object is: that of an empty slice says nothing.
+            iou.append(float(np.mean([a.predicted_iou for f in shown.values() for a in f] or [0])))
         return torch.stack(logits).to(grey.device), torch.tensor(iou, device=grey.device)
 
-    def _volume(
-        self, found: dict[int, list[SliceMask]], window: Window, shape: tuple[int, int, int]
-    ) -> Tensor:
-        """Logits (s, h, w) on the CPU; slices without the object get `OUTSIDE_LOGIT`."""
-        whole = torch.full(shape, OUTSIDE_LOGIT)
-        for index, answers in found.items():
-            score = float(np.mean([a.object_score for a in answers]))
-            if score > self._config.propagation.presence_logit:
-                low = np.stack([a.logits_yx for a in answers]).mean(axis=0, dtype=np.float32)
-                whole[index] = window.paste(torch.from_numpy(low)[None, None], shape[1:])[0]
-        return whole
+    def _shows(self, answers: Sequence[SliceMask]) -> bool:
+        score = float(np.mean([a.object_score for a in answers]))
+        return score > self._config.propagation.presence_logit
+
+
+def _volume(
+    found: dict[int, list[SliceMask]], window: Window, shape: tuple[int, int, int]
+) -> Tensor:
+    """Logits (s, h, w) on the CPU; slices without an answer get `OUTSIDE_LOGIT`."""
+    whole = torch.full(shape, OUTSIDE_LOGIT)
+    for index, answers in found.items():
+        low = np.stack([a.logits_yx for a in answers]).mean(axis=0, dtype=np.float32)
+        whole[index] = window.paste(torch.from_numpy(low)[None, None], shape[1:])[0]
+    return whole
 
 
 def unit_range(image: Tensor) -> Tensor:

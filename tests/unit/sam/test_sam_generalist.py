@@ -12,7 +12,7 @@ from sssflow.contracts.prompts import SlicePrompt
 from sssflow.sam.config import GeneralistConfig
 from sssflow.sam.generalist import generalist_digest, load_generalist, slice_prompts, unit_range
 from sssflow.sam.geometry import full_window
-from sssflow.sam.promptable import Generalist, Prompt, Region
+from sssflow.sam.promptable import Generalist, Prompt, Region, SliceMask
 
 CONFIG = GeneralistConfig(input_size=64)
 
@@ -113,6 +113,19 @@ def test_volumes_are_followed_as_video_and_each_is_its_own(nano):
     assert iou(logits[0], other) > 0.6
     assert iou(logits[1], volume) > 0.6
     assert iou(logits[2], volume) > 0.6
+
+
+def test_the_rating_of_a_volume_is_that_of_the_slices_that_show_the_object(nano, monkeypatch):
+    def answer(estimate, score):
+        return [SliceMask(np.full((16, 16), 5.0, np.float32), estimate, score)]
+
+    found = {0: answer(0.1, -3.0), 1: answer(0.9, 4.0), 2: answer(0.7, 4.0), 3: answer(0.0, -3.0)}
+    monkeypatch.setattr("sssflow.sam.generalist.follow", lambda *_: found)
+    volume = np.stack([disc()] * 4)
+    image = torch.cat([picture(m)[:, 0] for m in volume])[None, None]
+    logits, estimate = nano.answer(image, [ask(volume, points=((1, 20, 40),))])
+    assert [bool((part > 0).any()) for part in logits[0]] == [False, True, True, False]
+    assert float(estimate) == pytest.approx(0.8)
 
 
 def test_prompted_slices_lie_around_the_largest_support():
