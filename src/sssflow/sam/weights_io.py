@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from argparse import Namespace
 from collections.abc import Mapping
 from importlib import resources
@@ -32,6 +33,18 @@ _SHOWN = 5
 # A zip file, or the pickle of torch's older form: what torch.load may read.
 _BEGINNINGS: Final = (b"PK", b"\x80")
 _SHOWN_BYTES = 32
+# What torch's unpickler ends in on damaged bytes, beside its own error.
+_DAMAGED: Final = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
 
 
 def packaged_weights() -> Path:
@@ -147,7 +160,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             found=_foreign(error),
             action="Use the official checkpoint, or ask its author for safetensors.",
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+    except _DAMAGED as error:
         raise _unreadable(path, _first_line(error)) from None
     state = loaded
     if isinstance(loaded, dict):

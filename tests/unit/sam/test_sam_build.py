@@ -131,6 +131,7 @@ def test_a_checkpoint_that_holds_code_is_refused_without_running_it(tmp_path: Pa
         (b'{"message": "Not Found"}', 'begins with \'{"message": "Not Found"}\''),
         (b"", "an empty file"),
         (b"\x80", "index out of range"),
+        (b"\x80\x02J\x01", "requires a buffer"),
     ],
 )
 def test_a_page_saved_as_a_checkpoint_is_unreadable_and_not_suspected(
