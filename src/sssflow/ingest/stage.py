@@ -213,6 +213,7 @@ def _walk(
     elif unseen:
         names = ", ".join(unseen)
         outcome.notes.append(f"no labelled case shows {names}: no model can learn it from these")
+    outcome.notes.extend(_two_voxel_sizes(outcome.facts))
     outcome.notes.extend(_odd_spacings(outcome.facts))
     outcome.notes.extend(_mixed_axes(outcome.facts))
     return outcome
@@ -260,6 +261,18 @@ def _unseen_classes(facts: list[CaseFacts], class_names: Sequence[str]) -> tuple
     labelled = [fact.voxels_per_class for fact in facts if fact.role is Role.LABELLED]
     totals = [sum(counts) for counts in zip(*labelled, strict=True)]
     return tuple(n for n, total in zip(class_names[1:], totals[1:], strict=False) if not total)
+
+
+def _two_voxel_sizes(facts: list[CaseFacts]) -> list[str]:
+    """A note where a header contradicts itself, with the size that was taken."""
+    found = [fact for fact in facts if fact.sform_set_aside]
+    if not found:
+        return []
+    return [
+        f"{len(found)} case(s), such as {found[0].case_id}, have a sform of other voxel sizes than "
+        f"the header's pixdim and qform: these are taken ({_spacing_text(found[0])} mm there), as "
+        "ITK does"
+    ]
 
 
 def _odd_spacings(facts: list[CaseFacts]) -> list[str]:

@@ -29,11 +29,13 @@ class CheckedCase:
     Attributes:
         image_shw: As stored: integers, or float32.
         label_shw: uint8 classes; None for an unlabelled case.
+        sform_set_aside: See `Volume`.
     """
 
     image_shw: Array
     label_shw: NDArray[np.uint8] | None
     grid: Grid
+    sform_set_aside: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class CaseFacts:
         content: Digest of image, mask (if the role permits one) and grid.
         image_values: Digest of the sorted image values: equal for flipped or turned copies.
         voxels_per_class: Counts by class; empty without a mask.
+        sform_set_aside: See `Volume`.
     """
 
     case_id: str
@@ -53,6 +56,7 @@ class CaseFacts:
     image_values: Sha256
     grid: Grid
     voxels_per_class: tuple[int, ...]
+    sform_set_aside: bool = False
 
 
 def check_case(
@@ -74,7 +78,8 @@ def check_case(
     if problems or image is None:
         return None, [_named(problem, case.source.case_id) for problem in problems]
     label_shw = None if label is None else label.array_shw.astype(np.uint8)
-    return CheckedCase(_packable(image.array_shw), label_shw, image.grid), []
+    array_shw = _packable(image.array_shw)
+    return CheckedCase(array_shw, label_shw, image.grid, image.sform_set_aside), []
 
 
 def facts_of(case: AssignedCase, checked: CheckedCase, class_count: int) -> CaseFacts:
@@ -96,6 +101,7 @@ def facts_of(case: AssignedCase, checked: CheckedCase, class_count: int) -> Case
         image_values=values.hexdigest(),
         grid=checked.grid,
         voxels_per_class=tuple(counts),
+        sform_set_aside=checked.sform_set_aside,
     )
 
 

@@ -116,6 +116,8 @@ class _Job:
         with volume_fits(path):
             volume = read_nifti(path, max_voxels=MAX_VOXELS)
             require_finite(volume.array_shw, path)
+            if volume.sform_set_aside:
+                _LOG.warning("%s: its sform has other voxel sizes than its qform, taken", path.name)
             labels = predict_volume(volume.array_shw, self.models, self.config)
         write_label_like(file, labels, volume.grid)
         voxels = _voxels(labels, self.models[0].description.class_names)

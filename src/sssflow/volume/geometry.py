@@ -23,14 +23,23 @@ _AXIS_CODES: Any = nib.orientations.aff2axcodes
 _SMALLEST_SPACING_MM = 1e-6
 _LARGEST_SPACING_MM = 1e4
 _SMALLEST_SINE = 1e-3
+_SIZE_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
 class Volume:
-    """One image or label in memory, packed axes, with the grid that leads back to its file."""
+    """One image or label in memory, packed axes, with the grid that leads back to its file.
+
+    Attributes:
+        array_shw: The voxels.
+        grid: Where they are.
+        sform_set_aside: Whether the sform of the NIfTI file contradicts the voxel size of its
+            header, so that the grid is the one of its qform.
+    """
 
     array_shw: Array
     grid: Grid
+    sform_set_aside: bool = False
 
 
 def check_affine(affine: FloatArray, where: object) -> None:
@@ -68,6 +77,18 @@ def spacing_along_source_mm(affine: FloatArray) -> FloatArray:
     """Voxel size along each axis of the file: lengths of the affine's columns."""
     lengths: FloatArray = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     return lengths
+
+
+def gives_voxel_size(affine: FloatArray, size_mm: FloatArray) -> bool:
+    """Whether an affine fits to a voxel size that is stored beside it, to one percent.
+
+    Along a sheared axis (a tilted gantry) writers store the length of the column or the distance
+    of the planes: both fit, and all between them.
+    """
+    lengths = spacing_along_source_mm(affine)
+    distances = 1 / np.sqrt((np.linalg.inv(affine[:3, :3]) ** 2).sum(axis=1))
+    small_enough = size_mm <= lengths * (1 + _SIZE_TOLERANCE)
+    return bool((small_enough & (size_mm >= distances * (1 - _SIZE_TOLERANCE))).all())
 
 
 def grid_from_affine(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +27,9 @@ from sssflow.volume.geometry import (
     Volume,
     affine_of,
     check_affine,
+    gives_voxel_size,
     grid_from_affine,
+    spacing_along_source_mm,
     to_packed_axes,
     to_source_axes,
 )
@@ -63,10 +66,13 @@ def read_nifti(path: Path, *, max_voxels: int) -> Volume:
     integral), floats become float32. Trailing axes of length 1 are dropped. Values are not
     checked for NaN; that is the caller's, who knows the case.
 
+    The grid is the sform's, else the qform's. Where the sform contradicts the voxel size of the
+    header (that of ACDC's own files says 1 mm along every axis), the qform is taken, as ITK does.
+
     Raises:
         DataError: Missing, unreadable, cut, wrong CRC, foreign, not three-dimensional, larger
             than `max_voxels`, neither qform nor sform declared, lengths in another unit than mm,
-            or an affine without sense.
+            an affine without sense, or two voxel sizes and no qform.
     """
     try:
         require_plain_file(path)
@@ -136,7 +142,7 @@ def _read(raw: BinaryIO, path: Path, max_voxels: int) -> Volume:
     dtype = _checked_dtype(header, path)
     slope, intercept = _checked_scaling(header, path)
     _require_millimetres(header, path)
-    affine = _checked_affine(header, path)
+    affine, sform_set_aside = _checked_affine(header, path)
     offset = _checked_offset(header, path)
     stream.read(offset - int(header["sizeof_hdr"]))
     source = _read_voxels(stream, shape, dtype, path)
@@ -144,6 +150,7 @@ def _read(raw: BinaryIO, path: Path, max_voxels: int) -> Volume:
     return Volume(
         _as_stored_or_scaled(array_shw, slope, intercept),
         grid_from_affine(shape, affine, axes=_AXES),
+        sform_set_aside,
     )
 
 
@@ -234,7 +241,8 @@ def _checked_scaling(header: Any, path: Path) -> tuple[float, float]:
     return slope, intercept
 
 
-def _checked_affine(header: Any, path: Path) -> FloatArray:
+def _checked_affine(header: Any, path: Path) -> tuple[FloatArray, bool]:
+    """Voxel indices to mm, and whether the sform had to be set aside for it."""
     codes = int(header["sform_code"]), int(header["qform_code"])
     if max(codes) <= 0 or not set(codes) <= set(range(_LARGEST_FORM_CODE + 1)):
         raise DataError(
@@ -246,15 +254,36 @@ def _checked_affine(header: Any, path: Path) -> FloatArray:
         )
     if header["pixdim"][0] == 0:
         header["pixdim"][0] = 1  # the standard reads an unset handedness as 1
+    affine = _affine_of(header.get_best_affine, path)
+    size_mm = np.asarray(header["pixdim"][1:4], dtype=np.float64)
+    told = bool((np.isfinite(size_mm) & (size_mm > 0)).all())
+    if codes[0] == 0 or not told or gives_voxel_size(affine, size_mm):
+        return affine, False
+    if codes[1] > 0:
+        return _affine_of(header.get_qform, path), True
+    raise DataError(
+        "The NIfTI header gives two voxel sizes.",
+        where=path,
+        expected="the same by the columns of its sform and by pixdim",
+        found=f"{_sizes(spacing_along_source_mm(affine))} mm and {_sizes(size_mm)} mm, no qform",
+        action="Correct the one that is wrong; lengths and volumes depend on it.",
+    )
+
+
+def _affine_of(form: Callable[[], Any], path: Path) -> FloatArray:
     try:
         with np.errstate(all="ignore"):
-            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+            affine = np.asarray(form(), dtype=np.float64)
     except (HeaderDataError, ValueError, FloatingPointError) as error:
         raise DataError(
             "The NIfTI orientation is damaged.", where=path, found=error, action=_COPY_AGAIN
         ) from None
     check_affine(affine, path)
     return affine
+
+
+def _sizes(values_mm: FloatArray) -> str:
+    return " x ".join(f"{value:.4g}" for value in values_mm)
 
 
 def _require_millimetres(header: Any, path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 import pytest
 
 from sssflow.errors import UsageError
@@ -22,6 +23,23 @@ def test_a_check_refuses_ct_in_the_8_bit_store_as_packing_does(tmp_path: Path, m
         with pytest.raises(UsageError, match="Hounsfield"):
             call(config, root)
     assert not (tmp_path / "out").exists()
+
+
+def test_files_with_two_voxel_sizes_are_told_and_the_true_one_is_packed(
+    tmp_path: Path, makers: Any
+) -> None:
+    root = makers.nnunet(tmp_path / "scans", ["a", "b", "c"])
+    assert not any("voxel sizes" in note for note in stage.check(CONFIG, root).notes)
+    for path in root.glob("*Tr/*.nii.gz"):
+        image = nib.load(path)
+        image.set_qform(image.affine, code=1)
+        image.set_sform(np.diag([-1.0, 1.0, 1.0, 1.0]), code=1)
+        nib.save(image, path)
+    found = stage.check(CONFIG, root)
+    (note,) = [note for note in found.notes if "voxel sizes" in note]
+    assert "3 case(s), such as a" in note
+    assert found.ok
+    assert found.spacings_shw_mm == {"8 x 1.25 x 1.5": 3}
 
 
 @pytest.mark.parametrize("letters", ["RAS", "LSA", "LIA"])

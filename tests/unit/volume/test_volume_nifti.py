@@ -82,6 +82,53 @@ def test_an_ordinary_mask_declares_both_forms(tmp_path: Path) -> None:
     assert header.get_xyzt_units()[0] == "mm"
 
 
+def with_two_sizes(path: Path, *, qform_code: int) -> Path:
+    """As the organisers of ACDC give their files: unit voxels by the sform, true ones beside it."""
+    true = np.diag([-1.25, -1.25, 10.0, 1.0])
+    image = nib.Nifti1Image(np.zeros((3, 4, 2), np.int16), true)
+    image.set_qform(true, code=1)
+    image.set_sform(np.diag([-1.0, -1.0, 1.0, 1.0]), code=1)
+    image.header["qform_code"] = qform_code
+    path.write_bytes(image.to_bytes())
+    header = nib.load(path).header
+    assert header["sform_code"] == 1
+    assert header.get_zooms() == (1.25, 1.25, 10.0)
+    return path
+
+
+def test_a_sform_that_contradicts_the_voxel_size_is_set_aside_for_the_qform(tmp_path: Path) -> None:
+    volume = read_nifti(with_two_sizes(tmp_path / "a.nii", qform_code=1), max_voxels=MANY)
+    assert volume.sform_set_aside
+    assert volume.grid.spacing_shw_mm == (10.0, 1.25, 1.25)
+    write_label_like(tmp_path / "m.nii", np.zeros((2, 4, 3), np.uint8), volume.grid)
+    mask = read_nifti(tmp_path / "m.nii", max_voxels=MANY)
+    assert mask.grid == volume.grid
+    assert not mask.sform_set_aside
+
+
+def test_two_voxel_sizes_without_a_qform_are_refused_with_both(tmp_path: Path) -> None:
+    path = with_two_sizes(tmp_path / "a.nii", qform_code=0)
+    with pytest.raises(DataError, match="two voxel sizes") as raised:
+        read_nifti(path, max_voxels=MANY)
+    assert raised.value.found == "1 x 1 x 1 mm and 1.25 x 1.25 x 10 mm, no qform"
+
+
+@pytest.mark.parametrize("stored_mm", [5.0, 5.0 / np.cos(0.35), 0.0])
+def test_a_tilted_gantry_may_store_either_length_of_its_slices(
+    tmp_path: Path, stored_mm: float
+) -> None:
+    affine = np.diag([0.5, 0.5, 5.0, 1.0])
+    affine[1, 2] = 5.0 * np.tan(0.35)
+    image = nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), affine)
+    image.set_qform(affine, code=1, strip_shears=True)
+    image.set_sform(affine, code=1)
+    image.header["pixdim"][3] = stored_mm
+    (tmp_path / "a.nii").write_bytes(image.to_bytes())
+    volume = read_nifti(tmp_path / "a.nii", max_voxels=MANY)
+    assert not volume.sform_set_aside
+    assert np.allclose(affine_of(volume.grid), affine)
+
+
 def test_equal_masks_give_equal_bytes(tmp_path: Path) -> None:
     mask = np.random.default_rng(0).integers(0, 3, (4, 5, 6))
     for name in ("a", "b"):

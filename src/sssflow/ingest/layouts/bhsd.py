@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -120,7 +120,7 @@ class HeadCtSource:
             DataError: The file is bad, or its units cannot be told.
         """
         volume = self.source.read(max_voxels=max_voxels)
-        return Volume(to_hounsfield(volume.array_shw, self.units, self.where), volume.grid)
+        return replace(volume, array_shw=to_hounsfield(volume.array_shw, self.units, self.where))
 
 
 def to_hounsfield(values: Array, units: str, where: str) -> Array:
