@@ -25,6 +25,7 @@ from sssflow.evaluation.metrics import measure_case
 from sssflow.evaluation.predictions import Labels, Scans
 from sssflow.evaluation.results import CaseResult, ModelResult, TestSettings, paired_gain
 from sssflow.storage.contracts import load_contract
+from sssflow.volume.geometry import voxel_volume_mm3
 from sssflow.volume.packed import read_packed
 
 _HALF = 128
@@ -186,6 +187,7 @@ def _measure(
         class_count=scans.manifest.class_count,
         spacing_shw_mm=scans.measuring_spacing(case),
         nsd_tolerances=tolerances,
+        voxel_mm3=voxel_volume_mm3(case.grid),
     )
     return CaseResult(case.case_id, case.patient_id, Role(case.role), measures)
 

@@ -132,6 +132,7 @@ def measure_class(
     *,
     spacing_shw_mm: Spacing | None,
     nsd_tolerances: Sequence[float],
+    voxel_mm3: float | None = None,
 ) -> ClassMeasures:
     """All scores of one class of one case.
 
@@ -141,6 +142,8 @@ def measure_class(
         spacing_shw_mm: Voxel size; None: not known, distances are in voxels and volumes in ml
             do not exist.
         nsd_tolerances: In mm, or in voxels where the spacing is not known.
+        voxel_mm3: Volume of a voxel; None: the product of the spacing, which is too much where
+            the axes are sheared (a tilted gantry).
 
     Raises:
         InternalError: The shapes differ.
@@ -165,7 +168,8 @@ def measure_class(
     if presence is Presence.HALLUCINATED:
         ssl4mis |= {"hd95_voxel": None, "asd_voxel": None}
     if spacing_shw_mm is not None:
-        difference_ml = (fp - fn) * float(np.prod(spacing_shw_mm)) / 1000.0
+        volume_mm3 = float(np.prod(spacing_shw_mm)) if voxel_mm3 is None else voxel_mm3
+        difference_ml = (fp - fn) * volume_mm3 / 1000.0
         strict |= {
             "volume_difference_ml": difference_ml,
             "volume_difference_abs_ml": abs(difference_ml),
@@ -180,6 +184,7 @@ def measure_case(
     class_count: int,
     spacing_shw_mm: Spacing | None,
     nsd_tolerances: Sequence[float],
+    voxel_mm3: float | None = None,
 ) -> dict[int, ClassMeasures]:
     """`measure_class` for every class but the background of two label arrays of one shape."""
     return {
@@ -188,6 +193,7 @@ def measure_case(
             truth_shw == index,
             spacing_shw_mm=spacing_shw_mm,
             nsd_tolerances=nsd_tolerances,
+            voxel_mm3=voxel_mm3,
         )
         for index in range(1, class_count)
     }

@@ -41,6 +41,7 @@ from sssflow.networks.trained import MODEL_FILE, LoadedModel
 from sssflow.storage.atomic import disk_errors, write_text
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference, sha256_bytes, sha256_file
+from sssflow.volume.geometry import voxel_volume_mm3
 
 SUMMARY_FILE = "evaluation.json"
 AVERAGE = "average"
@@ -237,6 +238,7 @@ def _measure(
             class_count=scans.manifest.class_count,
             spacing_shw_mm=scans.measuring_spacing(case),
             nsd_tolerances=config.nsd_tolerances_mm,
+            voxel_mm3=voxel_volume_mm3(case.grid),
         )
         found.append(CaseResult(case.case_id, case.patient_id, Role(case.role), measures))
         _LOG.info("%s: measured %d of %d: %s", name, len(found), len(measured), case.case_id)

@@ -32,6 +32,7 @@ from sssflow.prediction.masks import (
 from sssflow.prediction.scans import FoundScans, find_scans
 from sssflow.storage.digest import reference, sha256_file
 from sssflow.storage.lock import locked
+from sssflow.volume.geometry import voxel_volume_mm3
 from sssflow.volume.intensity import require_finite
 from sssflow.volume.nifti import read_nifti, unreadable, write_label_like
 
@@ -159,7 +160,7 @@ def _voxels(labels_shw: Labels, class_names: Sequence[str]) -> dict[str, int]:
 def _millilitres(voxels: Mapping[str, int], grid: Grid) -> dict[str, float] | None:
     if not grid.spacing_known:
         return None
-    voxel_mm3 = float(np.prod(grid.spacing_shw_mm))
+    voxel_mm3 = voxel_volume_mm3(grid)
     return {name: count * voxel_mm3 / 1000 for name, count in voxels.items()}
 
 

@@ -79,6 +79,11 @@ def spacing_along_source_mm(affine: FloatArray) -> FloatArray:
     return lengths
 
 
+def voxel_volume_mm3(grid: Grid) -> float:
+    """Volume of a voxel; below the product of the spacing where the axes are sheared."""
+    return abs(float(np.linalg.det(affine_of(grid)[:3, :3])))
+
+
 def gives_voxel_size(affine: FloatArray, size_mm: FloatArray) -> bool:
     """Whether an affine fits to a voxel size that is stored beside it, to one percent.
 

@@ -55,6 +55,15 @@ def test_the_volume_difference_is_prediction_minus_truth_in_millilitres() -> Non
     found = measure_class(prediction, truth, spacing_shw_mm=SPACING, nsd_tolerances=(2.0,))
     assert found.strict["volume_difference_ml"] == pytest.approx(-0.0675)
     assert found.strict["volume_difference_abs_ml"] == pytest.approx(0.0675)
+    sheared = measure_case(
+        prediction.astype(np.uint8),
+        truth.astype(np.uint8),
+        class_count=2,
+        spacing_shw_mm=SPACING,
+        nsd_tolerances=(2.0,),
+        voxel_mm3=20.0,
+    )
+    assert sheared[1].strict["volume_difference_ml"] == pytest.approx(-0.06)
 
 
 DIAGONAL = math.sqrt(30.0**2 + 12.0**2 + 12.0**2)

@@ -14,6 +14,7 @@ from sssflow.volume.geometry import (
     largest_corner_distance_mm,
     to_packed_axes,
     to_source_axes,
+    voxel_volume_mm3,
 )
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 5.0], [3.0, 0.0, 0.0, 6.0], [0.0, 0.0, 8.0, 7.0], [0, 0, 0, 1]])
@@ -29,6 +30,15 @@ def test_spacing_of_an_oblique_axis_is_the_length_of_its_column() -> None:
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
     affine[:3, 0] = (3.0, 4.0, 0.0)
     assert grid_from_affine((2, 2, 2), affine).spacing_shw_mm == (1.0, 1.0, 5.0)
+
+
+def test_the_volume_of_a_voxel_is_that_of_its_body_also_where_the_gantry_was_tilted() -> None:
+    affine = np.diag([-0.5, 0.5, 5.0, 1.0])
+    assert voxel_volume_mm3(grid_from_affine((2, 2, 2), affine)) == pytest.approx(1.25)
+    affine[1, 2] = 5.0 * np.tan(0.35)  # shears slices over each other, which are 5 mm apart
+    tilted = grid_from_affine((2, 2, 2), affine)
+    assert tilted.spacing_shw_mm[0] == pytest.approx(5.0 / np.cos(0.35))
+    assert voxel_volume_mm3(tilted) == pytest.approx(1.25)
 
 
 def test_the_affine_is_kept_bit_by_bit() -> None:
