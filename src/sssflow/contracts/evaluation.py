@@ -14,7 +14,7 @@ class Figure(Record):
 
     Attributes:
         value: The mean; None where no case defines it.
-        low: Lower end of the interval; None with fewer than two patients.
+        low: Lower end of the interval; None with fewer than two patients that have a score.
         high: Upper end.
         count: Number of (case, class) values behind the mean.
         excluded: Number of values left out because truth and prediction are both empty.

@@ -91,7 +91,7 @@ class Resampling:
 
 
 def figure(table: ScoreTable, resampling: Resampling) -> Figure:
-    """Mean of a table with its interval; no interval with fewer than two patients."""
+    """Mean of a table with its interval, if there is one: see `interval`."""
     low, high = interval(table, resampling)
     defined = int(np.count_nonzero(~np.isnan(table.score_nc)))
     return Figure(
@@ -106,12 +106,14 @@ def figure(table: ScoreTable, resampling: Resampling) -> Figure:
 def interval(table: ScoreTable, resampling: Resampling) -> tuple[float | None, float | None]:
     """Percentile bootstrap interval of `table.mean()`, resampling whole patients.
 
-    Resamples without any defined score are left out. Cases of one patient stay together, because
-    they are not independent. The same seed gives the same draws for any table of these patients.
+    None with fewer than two patients that have a score: all resamples of one are equal, and an
+    interval of no width would say that the mean is certain. Resamples without any defined score
+    are left out. Cases of one patient stay together, because they are not independent. The same
+    seed gives the same draws for any table of these patients.
     """
     sums, counts = table._per_patient()
     patients = sums.shape[0]
-    if patients < 2:
+    if np.count_nonzero(counts.any(axis=1)) < 2:
         return None, None
     generator = np.random.default_rng(resampling.seed)
     share_p = np.full(patients, 1 / patients)

@@ -59,6 +59,13 @@ def test_one_patient_gives_no_interval() -> None:
     assert interval(table(("a", 0.2, 0.4), ("a", 0.8, 0.9)), RESAMPLING) == (None, None)
 
 
+def test_a_class_that_one_patient_alone_shows_has_no_interval() -> None:
+    scores = table(("a", 0.8, None), ("b", 0.6, 0.5), ("b", 0.7, 0.9), ("c", 0.7, None))
+    alone = figure(scores.column(1), RESAMPLING)
+    assert (alone.value, alone.low, alone.high) == (pytest.approx(0.7), None, None)
+    assert figure(scores.column(0), RESAMPLING).low is not None
+
+
 def test_equal_patients_give_an_interval_of_no_width() -> None:
     scores = table(*((name, 0.7, 0.7) for name in "abcd"))
     assert interval(scores, RESAMPLING) == pytest.approx((0.7, 0.7))
