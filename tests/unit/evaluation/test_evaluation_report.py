@@ -6,11 +6,28 @@ import itertools
 import re
 from importlib.resources import files
 
+import numpy as np
 import pytest
 
-from sssflow.contracts.evaluation import Figure, PairedGain
+from sssflow.contracts.base import ObjectRef
+from sssflow.contracts.dataset import DatasetManifest, Modality, Role, UnlabelledCase
+from sssflow.contracts.evaluation import EvaluationSummary, Figure, PairedGain
+from sssflow.evaluation.aggregate import Resampling
+from sssflow.evaluation.config import EvaluateConfig
+from sssflow.evaluation.metrics import CONVENTIONS, measure_case
 from sssflow.evaluation.report import words
 from sssflow.evaluation.report.charts import COLOURS, Group, Line, line_chart, strip_chart
+from sssflow.evaluation.report.page import PageInput, render
+from sssflow.evaluation.results import (
+    CaseResult,
+    ModelResult,
+    TestSettings,
+    model_figures,
+    paired_gain,
+)
+from sssflow.volume.geometry import grid_without_spacing
+
+DIGEST = "0" * 64
 
 
 def gain(value: float, low: float | None, high: float | None, p: float | None) -> PairedGain:
@@ -120,6 +137,81 @@ def test_no_text_of_a_chart_lies_over_another_however_many_classes() -> None:
     assert min(b - a for a, b in itertools.pairwise(numbers)) > 36
     assert min(b - a for a, b in itertools.pairwise(titles)) > 6.5 * len(classes[-1])
     assert numbers[-1] + 36 < wide
+
+
+@pytest.mark.parametrize(("classes", "models"), [(1, 2), (3, 2), (3, 4), (5, 7)])
+def test_no_number_of_a_chart_touches_the_bar_of_the_next_model(classes: int, models: int) -> None:
+    names = [f"model{number}" for number in range(models)]
+    values = {name: [1.0] for name in names}
+    chart = strip_chart([Group(str(i), values) for i in range(classes)], names, label="")
+    bars = [float(x) for x in re.findall(r'"mean m\d" x1="([\d.]+)"', chart)]
+    numbers = [float(x) for x in re.findall(r'"mean-text" x="([\d.]+)"', chart)]
+    assert len(bars) == len(numbers) == classes * models
+    # 100.0 % at 10 px is 37 px wide.
+    for number, bar in zip(numbers, bars[1:], strict=False):
+        assert number + 37 < bar
+
+
+def page_of(models: int) -> str:
+    """The page of so many models, each worse than the one before, on two patients."""
+    truth = np.zeros((2, 9, 9), np.uint8)
+    truth[:, 1:4, 1:4] = 1
+    results = []
+    for step in range(models):
+        measures = measure_case(
+            np.roll(truth, step, axis=1),
+            truth,
+            class_count=2,
+            spacing_shw_mm=(8.0, 1.0, 1.0),
+            nsd_tolerances=(2.0,),
+        )
+        cases = tuple(CaseResult(f"c{p}", f"p{p}", Role.TEST, measures) for p in range(2))
+        results.append(ModelResult(f"m{step}", DIGEST, "supervised", 1, cases))
+    settings = TestSettings(Resampling(100, 0.95, 1), 100)
+    names = ("background", "disc")
+    image = ObjectRef(uri="c.b2nd", size_bytes=1, sha256=DIGEST)
+    grid = grid_without_spacing((2, 9, 9))
+    summary = EvaluationSummary(
+        dataset_name="d",
+        dataset_digest=DIGEST,
+        split_rule="",
+        roles=("test",),
+        cases=2,
+        patients=2,
+        distance_unit="mm",
+        class_names=names,
+        config=EvaluateConfig().model_dump(mode="json"),
+        config_digest=DIGEST,
+        versions={},
+        conventions=CONVENTIONS,
+        models=tuple(model_figures(result, names, settings) for result in results),
+        gain=paired_gain(results[-1], results[0], settings),
+        files={},
+    )
+    manifest = DatasetManifest(
+        name="d",
+        source_layout="nnunet",
+        class_names=names,
+        source_digest=DIGEST,
+        split_rule="",
+        cases=(
+            UnlabelledCase(
+                case_id="c", patient_id="p", image=image, grid=grid, modality=Modality.MR
+            ),
+        ),
+    )
+    return render(PageInput("title", summary, results, {}, manifest, ()))
+
+
+def test_a_difference_of_one_of_several_models_says_of_which_two() -> None:
+    # Dice 1, 2/3, 1/3: the last minus the first.
+    page = page_of(3)
+    assert ">Change in Dice, m2 minus m0, points</th>" in page
+    assert ">Gain in Dice, paired, m2 minus m0<" in page
+    assert page.count("\u221266.7</td>") == 2
+    page = page_of(2)
+    assert ">Change in Dice, points</th>" in page
+    assert ">Gain in Dice, paired<" in page
 
 
 def test_a_seventh_model_has_a_colour_of_the_style_sheet() -> None:

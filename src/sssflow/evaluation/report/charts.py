@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 860.0, 52.0, 12.0, 14.0
-_PLACE, _LETTER = 46.0, 7.2
-"""Room of a column with the number beside its mean, and of a letter of a class's name."""
+_PLACE, _LETTER = 76.0, 7.2
+"""Room of a column with the number beside its bar, to the next bar; of a letter of a name."""
 COLOURS = 6
 """Of models in the style sheet; a seventh model takes the first again."""
 

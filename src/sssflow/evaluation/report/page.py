@@ -117,7 +117,8 @@ def _tiles(summary: EvaluationSummary) -> list[dict[str, str]]:
         if gain.low is not None and gain.high is not None:
             note = f"{words.points(gain.low)} to {words.points(gain.high)}; {note}"
         value = f"{words.points(gain.gain)} points"
-        tiles.append({"name": "Gain in Dice, paired", "value": value, "note": note})
+        name = f"Gain in Dice, paired{_ends([m.name for m in summary.models])}"
+        tiles.append({"name": name, "value": value, "note": note})
     note = f"{words.plural(summary.patients, 'patient')}, role {' and '.join(summary.roles)}"
     tiles.append({"name": "Measured", "value": words.plural(summary.cases, "case"), "note": note})
     return tiles
@@ -194,7 +195,17 @@ def _case_table(page: PageInput) -> dict[str, Any]:
                 }
             )
     names = [result.name for result in page.results]
-    return {"titles": [words.metric_title(m) for m in metrics], "models": names, "rows": rows}
+    return {
+        "titles": [words.metric_title(m) for m in metrics],
+        "models": names,
+        "change": f"Change in Dice{_ends(names)}, points",
+        "rows": rows,
+    }
+
+
+def _ends(names: Sequence[str]) -> str:
+    """Which two of several models a difference is of; nothing where there is no choice."""
+    return f", {names[-1]} minus {names[0]}" if len(names) > 2 else ""
 
 
 def _case_metrics(models: int, unit: str) -> list[str]:
