@@ -67,7 +67,7 @@ def read_nifti(path: Path, *, max_voxels: int) -> Volume:
     checked for NaN; that is the caller's, who knows the case.
 
     The grid is the sform's, else the qform's. Where the sform contradicts the voxel size of the
-    header (that of ACDC's own files says 1 mm along every axis), the qform is taken, as ITK does.
+    header (that of ACDC's own files is reported to say 1 mm), the qform is taken, as ITK does.
 
     Raises:
         DataError: Missing, unreadable, cut, wrong CRC, foreign, not three-dimensional, larger
