@@ -34,6 +34,8 @@ TRITON: dict[str, tuple[Any, str]] = {
     "modelRepository.s3.endpointUrl": ("https://store:9000", S3),
     "modelRepository.s3.region": ("eu-central-1", S3),
     "modelRepository.s3.existingSecret": ("", S3),
+    "modelRepository.s3.ca.configMap": ("", S3),
+    "modelRepository.s3.ca.key": ("root.pem", S3),
     "modelRepository.image.reference": (f"registry.example/other@{DIGEST}", IMAGE),
     "modelRepository.image.pullPolicy": ("Always", IMAGE),
     "sync.image.repository": ("registry.example/pipeline", ""),

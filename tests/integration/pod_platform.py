@@ -81,6 +81,13 @@ def _secrets(pod: dict[str, Any], secrets: list[dict[str, Any]]) -> None:
             )
 
 
+def _config_maps(pod: dict[str, Any], mounts: list[dict[str, Any]]) -> None:
+    for mount in mounts:
+        name = mount["configMapName"]
+        source = {"configMap": {"name": name, "optional": mount.get("optional", False)}}
+        add_volume(pod, name, mount["mountPath"], source)
+
+
 def _tolerations(pod: dict[str, Any], tolerations: list[dict[str, Any]]) -> None:
     pod["spec"].setdefault("tolerations", []).extend(tolerations)
 
@@ -101,6 +108,7 @@ def _security(pod: dict[str, Any], context: dict[str, Any]) -> None:
 _HANDLERS = {
     "emptyDirMounts": _empty_dirs,
     "secretAsEnv": _secrets,
+    "configMapAsVolume": _config_maps,
     "tolerations": _tolerations,
     "nodeSelector": _node_selector,
     "podMetadata": _metadata,

@@ -34,6 +34,7 @@ from sssflow.cli.cluster_options import (
     Region,
     Retries,
     RunId,
+    S3Ca,
     Secret,
     StoreOption,
     TokenFile,
@@ -86,6 +87,7 @@ def submit(
     secret: Secret = "s3-credentials",  # noqa: S107 - the name of a Secret
     s3_endpoint: Endpoint = "",
     s3_region: Region = "us-east-1",
+    s3_ca: S3Ca = "",
     service_account: Account = "",
     pull_secret: PullSecret = "",
     retries: Retries = 2,
@@ -104,7 +106,12 @@ def submit(
     if print_config:
         show_config(experiment)
         return
-    from sssflow.pipeline.submission import Placement, parse_label, parse_toleration
+    from sssflow.pipeline.submission import (
+        Placement,
+        parse_certificates,
+        parse_label,
+        parse_toleration,
+    )
 
     placement = Placement(
         image=image,
@@ -115,6 +122,7 @@ def submit(
         node_selector=dict(map(parse_label, node_selector or ())),
         tolerations=tuple(map(parse_toleration, toleration or ())),
         secret=secret,
+        certificates=parse_certificates(s3_ca),
         environment=_environment(s3_endpoint, s3_region),
         pull_secret=pull_secret,
         cpu=cpu,
@@ -291,6 +299,7 @@ def _tell_plan(placement: Placement, parameters: dict[str, str], host: str, endp
         "digest": parameters["source_digest"] or "of the configuration",
         "store": parameters["store_uri"],
         "endpoint": endpoint or "Amazon's (another one: --s3-endpoint)",
+        **({"S3 CA": f"{ca.config_map}/{ca.key}"} if (ca := placement.certificates) else {}),
         "GPUs": f"{placement.gpus} x {placement.gpu_type}" if placement.gpus else "none",
     }
     for name, value in facts.items():

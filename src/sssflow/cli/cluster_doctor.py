@@ -18,6 +18,7 @@ from sssflow.cli.cluster_options import (
     Namespace,
     NodeSelector,
     Profile,
+    S3Ca,
     Secret,
     TokenFile,
     Tolerations,
@@ -38,6 +39,7 @@ def doctor(
     context: Context = None,
     kubeconfig: Kubeconfig = None,
     secret: Secret = "s3-credentials",  # noqa: S107 - the name of a Secret
+    s3_ca: S3Ca = "",
     service_account: Account = "pipeline-runner",
     gpus: Gpus = 0,
     gpu_type: GpuType = "nvidia.com/gpu",
@@ -56,11 +58,12 @@ def doctor(
 ) -> None:
     """Look at all that a submission needs; every fault with its remedy, exit 69 if there is one."""
     from sssflow.pipeline.preflight import Needs, examine
-    from sssflow.pipeline.submission import parse_label, parse_toleration
+    from sssflow.pipeline.submission import parse_certificates, parse_label, parse_toleration
 
     needs = Needs(
         store=store,
         secret=secret,
+        certificates=parse_certificates(s3_ca),
         account=service_account,
         gpus=gpus,
         gpu_type=gpu_type,

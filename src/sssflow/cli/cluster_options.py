@@ -78,6 +78,14 @@ Account = Annotated[
 Endpoint = Annotated[
     str, typer.Option("--s3-endpoint", help="Of the store as pods reach it; empty: Amazon's.")
 ]
+S3Ca = Annotated[
+    str,
+    typer.Option(
+        "--s3-ca",
+        metavar="CONFIGMAP[/KEY]",
+        help="Certificates that pods check the store against, for a private CA; KEY: ca.crt.",
+    ),
+]
 Region = Annotated[str, typer.Option("--s3-region", help="Region of the store.")]
 Cpu = Annotated[str, typer.Option("--cpu", help="CPUs that each computing task asks for.")]
 Memory = Annotated[str, typer.Option("--memory", help="Memory of each computing task, as 16Gi.")]

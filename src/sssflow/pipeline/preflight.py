@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sssflow.errors import SssflowError, UsageError
 from sssflow.pipeline.kfp_api import KfpApi
 from sssflow.pipeline.kube import Kube
-from sssflow.pipeline.submission import KEYS
+from sssflow.pipeline.submission import KEYS, TOKEN, Certificates
 from sssflow.storage.places import open_place
 
 State = Literal["ok", "note", "missing"]
@@ -55,6 +55,7 @@ class Needs:
     Attributes:
         store: Where results go; empty: not looked at.
         secret: Secret with the keys of the object store; empty: none is used.
+        certificates: ConfigMap with the certificates of the object store; None: none is used.
         account: Service account of the tasks.
         gpus: GPUs of the largest task.
         gpu_type: Name of the resource.
@@ -67,6 +68,7 @@ class Needs:
 
     store: str = ""
     secret: str = ""
+    certificates: Certificates | None = None
     account: str = "pipeline-runner"
     gpus: int = 0
     gpu_type: str = "nvidia.com/gpu"
@@ -102,6 +104,7 @@ def examine(
     for subject, check in (
         ("namespace", lambda: _namespace(kube)),
         ("secret", lambda: _secret(kube, needs.secret)),
+        ("S3 CA", lambda: _certificates(kube, needs.certificates)),
         ("service account", lambda: _account(kube, needs.account)),
         ("rights", lambda: _rights(kube, needs.account)),
         ("machines", lambda: _machines(kube, needs)),
@@ -201,7 +204,22 @@ def _secret(kube: Kube, name: str) -> Check:
     absent = [key for key in KEYS if not data.get(key)]
     if absent:
         return Check("secret", "missing", f"{name} lacks {', '.join(absent)}", remedy)
-    return Check("secret", "ok", name)
+    temporary = f", temporary keys with {TOKEN}" if data.get(TOKEN) else ""
+    return Check("secret", "ok", f"{name}{temporary}")
+
+
+def _certificates(kube: Kube, wanted: Certificates | None) -> Check:
+    if wanted is None:
+        return Check("S3 CA", "ok", "none of its own")
+    name, key = wanted.config_map, wanted.key
+    remedy = f"kubectl -n {kube.namespace} create configmap {name} --from-file={key}=CERTIFICATES"
+    try:
+        data = kube.get(f"/api/v1/namespaces/{kube.namespace}/configmaps/{name}").get("data") or {}
+    except LookupError:
+        return Check("S3 CA", "missing", f"{name} does not exist", remedy)
+    if "BEGIN CERTIFICATE" not in data.get(key, ""):
+        return Check("S3 CA", "missing", f"{name} has no certificates in {key}", remedy)
+    return Check("S3 CA", "ok", f"{name}/{key}")
 
 
 def _account(kube: Kube, name: str) -> Check:

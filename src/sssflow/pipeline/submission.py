@@ -28,11 +28,18 @@ from sssflow.storage.digest import sha256_bytes
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 """What the Secret of the object store holds, and the variables of the pods."""
 
+TOKEN = "AWS_SESSION_TOKEN"  # noqa: S105 - the name of a variable
+"""What the same Secret holds beside them if the keys are temporary."""
+
 _TRAINS = frozenset({"train"})
 _INFERS = frozenset({"adapt-sam2", "generate-prompts", "sam2-inference", "evaluate"})
 _IMAGE = re.compile(r"[a-z0-9][\w.\-/:]*@sha256:[0-9a-f]{64}", re.ASCII)
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[KMGT]i?)?", re.ASCII)
 _TAINT = re.compile(r"(?P<key>[^=:\s]+)(=(?P<value>[^=:\s]*))?(:(?P<effect>\w+))?", re.ASCII)
+_CA = re.compile(
+    r"(?P<config_map>[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)(/(?P<key>[-.\w]+))?", re.ASCII
+)
+_CA_FOLDER = "/etc/sssflow-s3-ca"
 _KEY_LENGTH = 24
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
@@ -69,6 +76,34 @@ def parse_label(text: str) -> tuple[str, str]:
     return key, value
 
 
+@dataclass(frozen=True)
+class Certificates:
+    """The entry of a ConfigMap with the certificates that the object store is checked against."""
+
+    config_map: str
+    key: str
+
+
+def parse_certificates(text: str) -> Certificates | None:
+    """From `CONFIGMAP[/KEY]`, where the key is ca.crt if none is named; None from nothing.
+
+    Raises:
+        UsageError: Not of that form. KFP calls the volume in the pod as the ConfigMap, so that
+            the name must do for both, and holds no dot.
+    """
+    if not text:
+        return None
+    found = _CA.fullmatch(text)
+    if found is None:
+        raise UsageError(
+            "Not a ConfigMap of certificates.",
+            where=text,
+            expected="CONFIGMAP or CONFIGMAP/KEY; of a-z, 0-9 and - in the name of the ConfigMap",
+            action="Copy one of another name: KFP calls a volume of the pod as the ConfigMap.",
+        )
+    return Certificates(found["config_map"], found["key"] or "ca.crt")
+
+
 def require_digest(image: str) -> str:
     """The image, if it is named by digest.
 
@@ -99,7 +134,9 @@ class Placement:
         sam_on_gpu: Whether the task of SAM-2 gets one of them; not if Triton computes for it.
         node_selector: Labels of the nodes for tasks with GPUs; without GPUs: for all tasks.
         tolerations: Of the same tasks.
-        secret: Secret with `KEYS`; empty: the pods' role opens the store.
+        secret: Secret with `KEYS`, and `TOKEN` if they are temporary; empty: the pods' role opens
+            the store.
+        certificates: What the store is checked against; None: what every machine trusts.
         environment: Further variables of every task; none of them secret.
         pull_secret: Secret for pulling the image; empty: none.
         cpu: Request of every task that computes, as Kubernetes writes it; empty: none.
@@ -116,6 +153,7 @@ class Placement:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, str], ...] = ()
     secret: str = ""
+    certificates: Certificates | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     pull_secret: str = ""
     cpu: str = ""
@@ -227,6 +265,8 @@ def _place_container(
 ) -> None:
     container["image"] = placement.image
     _set_variables(container, placement.environment)
+    if placement.certificates is not None:
+        _set_variables(container, {"AWS_CA_BUNDLE": f"{_CA_FOLDER}/{placement.certificates.key}"})
     resources: dict[str, Any] = container.get("resources", {})
     if component in _TRAINS | _INFERS:
         if placement.cpu:
@@ -272,11 +312,22 @@ def _place_pod(settings: dict[str, Any], gpus: int, placement: Placement) -> Non
     settings.setdefault("podMetadata", {}).setdefault("labels", {}).update(RUN_LABEL)
     settings["securityContext"] = {"runAsNonRoot": True}
     if placement.secret:
-        settings.setdefault("secretAsEnv", []).append(
+        settings.setdefault("secretAsEnv", []).extend(
             {
                 "secretName": placement.secret,
                 "secretNameParameter": {"runtimeValue": {"constant": placement.secret}},
-                "keyToEnv": [{"secretKey": key, "envVar": key} for key in KEYS],
+                "keyToEnv": [{"secretKey": key, "envVar": key} for key in keys],
+                "optional": optional,
+            }
+            for keys, optional in ((KEYS, False), ((TOKEN,), True))
+        )
+    if placement.certificates is not None:
+        name = placement.certificates.config_map
+        settings.setdefault("configMapAsVolume", []).append(
+            {
+                "configMapName": name,
+                "configMapNameParameter": {"runtimeValue": {"constant": name}},
+                "mountPath": _CA_FOLDER,
                 "optional": False,
             }
         )

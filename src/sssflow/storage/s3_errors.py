@@ -27,6 +27,13 @@ _PASSING_CODES = {
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 _UNKNOWN_KEY_CODES = {"InvalidAccessKeyId", "XAdminUserNotFound"}
 """No such access key. Not all stores say so with status 403: versitygw says 404."""
+_UNTRUSTED = (
+    "CERTIFICATE_VERIFY_FAILED",
+    "NO_CERTIFICATE_OR_CRL_FOUND",
+    "No such file or directory",
+)
+"""How a failed TLS connection says that the certificates, or the file that AWS_CA_BUNDLE names, are
+at fault: another try changes nothing."""
 _NO_CREDENTIALS = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
@@ -75,9 +82,13 @@ def may_pass(error: BaseException) -> bool:
     if isinstance(error, boto.ClientError):
         status = status_of(error)
         return status >= 500 or status in (408, 429) or code_of(error) in _PASSING_CODES
-    if isinstance(error, (*_NO_CREDENTIALS, boto.ParamValidationError)):
+    if isinstance(error, (*_NO_CREDENTIALS, boto.ParamValidationError)) or _is_untrusted(error):
         return False
     return isinstance(error, _PASSING_ERRORS)
+
+
+def _is_untrusted(error: BaseException) -> bool:
+    return isinstance(error, boto.SSLError) and any(text in str(error) for text in _UNTRUSTED)
 
 
 def explained(error: BaseException, address: str, verb: str) -> SssflowError:
@@ -91,6 +102,14 @@ def explained(error: BaseException, address: str, verb: str) -> SssflowError:
         )
     if isinstance(error, boto.ClientError):
         return _explained_answer(error, address, verb)
+    if _is_untrusted(error):
+        return UsageError(
+            "The certificate of the object store is not trusted.",
+            where=address,
+            found=str(error)[:300],
+            action="Name a file with its CA's certificates in AWS_CA_BUNDLE; for pods give "
+            "--s3-ca to `sssflow pipeline submit`, modelRepository.s3.ca to the chart sam2-triton.",
+        )
     return UnavailableError(
         f"The object store could not be used to {verb} an object.",
         where=address,

@@ -17,6 +17,7 @@ from sssflow.errors import UsageError
 from sssflow.pipeline.kfp_api import KfpAddress, KfpApi
 from sssflow.pipeline.kube import Kube
 from sssflow.pipeline.preflight import Check, Needs, examine
+from sssflow.pipeline.submission import parse_certificates
 
 TEAM = "/api/v1/namespaces/team"
 TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
@@ -106,6 +107,7 @@ def test_a_cluster_with_everything_has_no_fault(
         "Kubernetes API": "ok",
         "namespace": "ok",
         "secret": "ok",
+        "S3 CA": "ok",
         "service account": "ok",
         "rights": "ok",
         "machines": "ok",
@@ -194,6 +196,23 @@ def test_what_may_not_be_looked_at_is_a_note_with_whom_to_ask(look, cluster: Fak
 def test_a_secret_that_lacks_a_key_is_named_with_the_key(look, cluster: FakeKube) -> None:
     cluster.answers[f"{TEAM}/secrets/keys"] = {"data": {"AWS_ACCESS_KEY_ID": "YQ=="}}
     assert look()["secret"].detail == "keys lacks AWS_SECRET_ACCESS_KEY"
+
+
+def test_temporary_keys_are_told_and_the_store_s_certificates_looked_for(
+    look, cluster: FakeKube
+) -> None:
+    cluster.answers[f"{TEAM}/secrets/keys"]["data"]["AWS_SESSION_TOKEN"] = "Yw=="  # noqa: S105
+    assert "temporary keys" in look()["secret"].detail
+    wanted = parse_certificates("hospital-ca")
+    found = look(certificates=wanted)["S3 CA"]
+    assert (found.state, found.detail) == ("missing", "hospital-ca does not exist")
+    cluster.answers[f"{TEAM}/configmaps/hospital-ca"] = {"data": {"other.crt": "x"}}
+    found = look(certificates=wanted)["S3 CA"]
+    assert (found.state, found.detail) == ("missing", "hospital-ca has no certificates in ca.crt")
+    assert "--from-file=ca.crt=" in found.remedy
+    pem = "-----BEGIN CERTIFICATE-----"
+    cluster.answers[f"{TEAM}/configmaps/hospital-ca"] = {"data": {"ca.crt": pem}}
+    assert look(certificates=wanted)["S3 CA"].state == "ok"
 
 
 def test_rights_are_asked_for_the_account_of_the_tasks(look, cluster: FakeKube) -> None:

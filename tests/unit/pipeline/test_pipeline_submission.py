@@ -21,6 +21,7 @@ from sssflow.pipeline.ir import compiled_pipeline
 from sssflow.pipeline.submission import (
     Placement,
     parameters_for,
+    parse_certificates,
     parse_label,
     parse_toleration,
     require_digest,
@@ -69,6 +70,7 @@ def test_a_full_submission_fits_the_definitions_of_kfp() -> None:
         node_selector={"pool": "gpu"},
         tolerations=(TOLERATION,),
         secret="keys",  # noqa: S106 - the name of a Secret
+        certificates=parse_certificates("hospital-ca"),
         environment={"AWS_ENDPOINT_URL": "http://store"},
         pull_secret="pull",  # noqa: S106
         cpu="500m",
@@ -82,13 +84,50 @@ def test_a_full_submission_fits_the_definitions_of_kfp() -> None:
     for pod in pods(spec).values():
         config = kubernetes_executor_config_pb2.KubernetesExecutorConfig()
         json_format.ParseDict(pod, config)
-        assert [s.secret_name for s in config.secret_as_env] == ["keys"]
+        assert [s.secret_name for s in config.secret_as_env] == ["keys", "keys"]
+        assert [m.config_map_name for m in config.config_map_as_volume] == ["hospital-ca"]
         assert config.security_context.run_as_non_root
     for container in containers(spec).values():
         read = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec()
         json_format.ParseDict(container, read)
         assert read.image == IMAGE
-        assert [(e.name, e.value) for e in read.env] == [("AWS_ENDPOINT_URL", "http://store")]
+        assert [(e.name, e.value) for e in read.env] == [
+            ("AWS_CA_BUNDLE", "/etc/sssflow-s3-ca/ca.crt"),
+            ("AWS_ENDPOINT_URL", "http://store"),
+        ]
+
+
+def test_temporary_keys_reach_the_tasks_with_their_token_and_lasting_ones_need_none() -> None:
+    """Without its third part a temporary key is refused by every store."""
+    spec = spec_for(compiled_pipeline(), Placement(IMAGE, secret="keys"))  # noqa: S106
+    for pod in pods(spec).values():
+        needed = {
+            item["envVar"]: (item["secretKey"], not given["optional"])
+            for given in pod["secretAsEnv"]
+            for item in given["keyToEnv"]
+        }
+        assert needed == {
+            "AWS_ACCESS_KEY_ID": ("AWS_ACCESS_KEY_ID", True),
+            "AWS_SECRET_ACCESS_KEY": ("AWS_SECRET_ACCESS_KEY", True),
+            "AWS_SESSION_TOKEN": ("AWS_SESSION_TOKEN", False),
+        }
+
+
+def test_a_private_ca_of_the_store_is_mounted_where_boto3_is_told_to_look() -> None:
+    given = parse_certificates("hospital-ca/root.pem")
+    spec = spec_for(compiled_pipeline(), Placement(IMAGE, certificates=given))
+    for pod in pods(spec).values():
+        (mount,) = pod["configMapAsVolume"]
+        assert mount["configMapNameParameter"] == {"runtimeValue": {"constant": "hospital-ca"}}
+        assert (mount["mountPath"], mount["optional"]) == ("/etc/sssflow-s3-ca", False)
+    for container in containers(spec).values():
+        assert {"name": "AWS_CA_BUNDLE", "value": "/etc/sssflow-s3-ca/root.pem"} in container["env"]
+
+
+@pytest.mark.parametrize("text", ["kube-root-ca.crt", "Ca", "ca/", "ca/../x", "/etc/ca.pem"])
+def test_a_config_map_that_cannot_name_a_volume_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="Not a ConfigMap"):
+        parse_certificates(text)
 
 
 def test_trainings_get_the_gpus_and_what_computes_beside_them_one() -> None:
