@@ -25,6 +25,7 @@ from sssflow.contracts.pointer import Pointer
 from sssflow.contracts.tree import FileTree
 from sssflow.errors import DataError, UsageError
 from sssflow.pipeline.mirror import Mirror
+from sssflow.pipeline.whole import require_whole
 from sssflow.storage.cache import FileCache
 from sssflow.storage.contracts import load_contract
 from sssflow.storage.digest import sha256_bytes
@@ -94,6 +95,15 @@ class Store:
             # Its contract may have come already, and would pass for a finished result.
             shutil.rmtree(folder, ignore_errors=True)
         self._mirror.bring_partial(folder)
+
+    def require_whole(self, contract: Contract, path: Path) -> None:
+        """Check the files of a result that lies at `path`; `bring` has checked what came from S3.
+
+        Raises:
+            DataError: One is missing or damaged.
+        """
+        if self._mirror is None:
+            require_whole(contract, path.parent)
 
     def begin(self, folder: Path) -> None:
         """Keep what the stage makes in `folder` safe while it works."""

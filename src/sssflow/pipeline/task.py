@@ -113,12 +113,15 @@ class Task:
     def has(self, kind: type[Contract], path: Path) -> bool:
         """Whether an earlier run finished this very result (its contract is written last).
 
-        A contract that cannot be read counts as absent: the stage writes it again. If the answer is
-        no, the folder of `path` is kept safe from then on.
+        A contract that cannot be read, or whose files are not those that it names, counts as
+        absent: the stage writes it again. If the answer is no, the folder of `path` is kept safe
+        from then on.
         """
         try:
-            load_contract(kind, path)
-        except DataError:
+            self._store.require_whole(load_contract(kind, path), path)
+        except DataError as error:
+            if path.exists():
+                _logger.warning("The result that is there is made again.\n%s", error)
             self._reused = False
             self._store.begin(path.parent)
             return False

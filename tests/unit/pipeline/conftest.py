@@ -15,8 +15,9 @@ from sssflow.contracts.dataset import (
     Role,
     UnlabelledCase,
 )
+from sssflow.storage.digest import sha256_bytes
 
-REF = ObjectRef(uri="x", size_bytes=0, sha256="0" * 64)
+REF = ObjectRef(uri="x", size_bytes=0, sha256=sha256_bytes(b""))
 AFFINE = ((1.0, 0, 0, 0), (0, 1.0, 0, 0), (0, 0, 1.0, 0), (0, 0, 0, 1.0))
 
 

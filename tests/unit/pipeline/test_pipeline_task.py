@@ -9,8 +9,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from run_outputs import record
 
+from sssflow.contracts.base import ObjectRef
 from sssflow.contracts.dataset import DatasetManifest
+from sssflow.contracts.model import Preprocessing, TrainedModel
 from sssflow.errors import DataError, InterruptedRun, SssflowError, UnavailableError
 from sssflow.pipeline.events import (
     EVENTS_FILE,
@@ -22,7 +25,9 @@ from sssflow.pipeline.events import (
 )
 from sssflow.pipeline.store import follow_pointer
 from sssflow.pipeline.task import component_task, log_metrics
+from sssflow.pipeline.whole import require_whole
 from sssflow.storage.contracts import save_contract
+from sssflow.storage.digest import reference
 
 
 class StubArtifact:
@@ -57,6 +62,7 @@ def make(store: Path, manifest: DatasetManifest, artifact: StubArtifact) -> str:
         out = task.folder({"x": "1"}) / "manifest.json"
         if not task.has(DatasetManifest, out):
             save_contract(manifest, out)
+            (out.parent / "x").write_bytes(b"")  # all its images and labels
         return task.publish(DatasetManifest, out, artifact)
 
 
@@ -89,6 +95,42 @@ def test_a_damaged_result_is_made_again(tmp_path, manifest) -> None:
     _, path = follow_pointer(DatasetManifest, first)
     path.write_text("{")
     assert make(store, manifest, StubArtifact(tmp_path / "2")) == first
+
+
+@pytest.mark.parametrize("content", [b"rotten", None])
+def test_a_result_with_a_damaged_file_is_made_again_and_says_so(
+    content: bytes | None, tmp_path, manifest, caplog
+) -> None:
+    """Its readers refuse it and say that the stage must run again: so it must."""
+    store = tmp_path / "store"
+    _, path = follow_pointer(DatasetManifest, make(store, manifest, StubArtifact(tmp_path / "1")))
+    image = path.parent / "x"
+    image.unlink() if content is None else image.write_bytes(content)
+    make(store, manifest, StubArtifact(tmp_path / "2"))
+    assert image.read_bytes() == b""
+    assert "made again" in caplog.text
+
+
+def test_a_training_is_whole_with_its_weights_and_without_its_checkpoints(tmp_path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"weights")
+    model = TrainedModel(
+        network={"name": "unet"},
+        preprocessing=Preprocessing(),
+        class_names=("background", "disc"),
+        weights=reference(folder / "weights"),
+        dataset_digest="0" * 64,
+        method="supervised",
+        step=1,
+    )
+    save_contract(model, folder / "model.json")
+    gone = ObjectRef(uri="checkpoints/step_1/MANIFEST.json", size_bytes=1, sha256="0" * 64)
+    made = record("supervised", reference(folder / "model.json", base=tmp_path))
+    require_whole(made.model_copy(update={"checkpoints": (gone,)}), tmp_path)
+    (folder / "weights").write_bytes(b"weighty")
+    with pytest.raises(DataError, match="another content"):
+        require_whole(made, tmp_path)
 
 
 def fails(store: Path, error: BaseException, caplog) -> int:
