@@ -35,6 +35,7 @@ _CHANNEL = [
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
     ("grpc.enable_retries", 0),
 ]
+_THIS_MACHINE = ("127.0.0.1", "localhost", "[::1]")
 _HTTP_CODES = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -51,6 +52,12 @@ _HTTP_CODES = {
 _ENDING = ("has no available versions", "server not ready", "server is stopping")
 
 
+def _channel(address: str) -> list[tuple[str, object]]:
+    """Options of a channel; none to this machine goes through the proxy of `http_proxy`."""
+    here = address.rpartition(":")[0] in _THIS_MACHINE
+    return [*_CHANNEL, *([("grpc.enable_http_proxy", 0)] if here else [])]
+
+
 class GrpcTransport:
     """gRPC; one channel for all threads."""
 
@@ -62,7 +69,7 @@ class GrpcTransport:
             headers: Sent with every control call.
         """
         self._module = _triton("tritonclient.grpc")
-        self._client = self._module.InferenceServerClient(address, channel_args=_CHANNEL)
+        self._client = self._module.InferenceServerClient(address, channel_args=_channel(address))
         # The header of a restricted interface has this prefix in gRPC.
         self._headers = {f"triton-grpc-protocol-{key}": value for key, value in headers.items()}
 

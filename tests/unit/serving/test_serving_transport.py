@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from sssflow.errors import InternalError, UsageError
+from sssflow.serving import local_triton
 from sssflow.serving.client import TransportError, TritonClient
 from sssflow.serving.config import ClientConfig
-from sssflow.serving.transport import HttpTransport
+from sssflow.serving.transport import HttpTransport, _channel
 
 VALUES = np.array([0.5, -2.0], np.float32)
 
@@ -100,3 +101,33 @@ def test_who_asks_a_closed_interface_is_told_of_the_key_and_of_grpc(proxy: str) 
             client.infer("closed", {"x": np.zeros(1, np.float32)}, ["y"])
         with pytest.raises(UsageError, match="Give the admin key"):
             client.load("closed")
+
+
+def test_a_server_on_this_machine_is_reached_past_the_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A proxy would answer for its own address, or refuse: the server never seemed ready."""
+
+    class Ready(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Keep the test's output clean."""
+
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ready) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert local_triton._ok(f"http://127.0.0.1:{server.server_port}/ready")
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("host", "direct"), [("127.0.0.1", True), ("localhost", True), ("triton.example", False)]
+)
+def test_grpc_to_this_machine_goes_past_the_proxy_too(host: str, *, direct: bool) -> None:
+    assert (("grpc.enable_http_proxy", 0) in _channel(f"{host}:8001")) is direct
