@@ -107,7 +107,7 @@ def draw_overlays(gallery: Gallery, config: EvaluateConfig, out: Path) -> tuple[
         path = folder / f"worst_{rank:02d}_{case_id}.png"
         write_case_overlay(path, gallery.view(case_id), names)
         written.append(path)
-    middle = _middle(order, config.median_cases)
+    middle = _middle(order[: _scored(gallery.results[-1])], config.median_cases)
     if middle:
         path = folder / "median.png"
         write_montage(path, [gallery.view(case_id) for case_id in middle], names)
@@ -118,14 +118,15 @@ def draw_overlays(gallery: Gallery, config: EvaluateConfig, out: Path) -> tuple[
 def viewer_cases(
     gallery: Gallery, config: ReportConfig, extra: Sequence[LabelledCase]
 ) -> tuple[ViewerCase, ...]:
-    """Worst, median and best cases in turn, then those only shown for their SAM-2 masks.
+    """Worst, median and best cases in turn, then those without Dice.
 
-    `extra` has its place even if the measured cases alone fill the viewer.
+    `extra`, shown for their SAM-2 masks alone, have their place even if the measured cases fill
+    the viewer.
     """
     if config.viewer_cases == 0:
         return ()
-    order = worst_first(gallery.results[-1])
-    ranked = _in_turn(order)
+    order, scored = worst_first(gallery.results[-1]), _scored(gallery.results[-1])
+    ranked = _in_turn(order[:scored]) | dict.fromkeys(order[scored:], "no Dice")
     chosen = list(ranked.items())[: max(1, config.viewer_cases - len(extra))]
     # After the first three: the page drops cases from the end when it grows too large.
     chosen[3:3] = [(case.case_id, "SAM-2 masks") for case in extra]
@@ -148,6 +149,11 @@ def _viewer_case(gallery: Gallery, case_id: str, kind: str, config: ReportConfig
         spacing_hw=case.grid.spacing_shw_mm[1:],
     )
     return build_case(view, side_px=config.viewer_side_px, max_slices=config.viewer_slices)
+
+
+def _scored(result: ModelResult) -> int:
+    """How many cases have a Dice; in the others truth and prediction are empty."""
+    return sum(case.mean_dice() is not None for case in result.cases)
 
 
 def _middle(order: Sequence[str], count: int) -> Sequence[str]:
