@@ -213,6 +213,8 @@ def _walk(
     elif unseen:
         names = ", ".join(unseen)
         outcome.notes.append(f"no labelled case shows {names}: no model can learn it from these")
+    if not any(case.role is Role.LABELLED for case in split.cases):
+        outcome.notes.append("no patient is labelled: nothing can be trained on these")
     outcome.notes.extend(_two_voxel_sizes(outcome.facts))
     outcome.notes.extend(_odd_spacings(outcome.facts))
     outcome.notes.extend(_mixed_axes(outcome.facts))
