@@ -13,7 +13,7 @@ from sssflow.training.checkpoint import different_keys
 from sssflow.training.config import TrainConfig
 from sssflow.training.distributed import World
 from sssflow.training.methods.base import Method
-from sssflow.training.methods.reads import STRONG_VIEWS
+from sssflow.training.methods.reads import pastes
 from sssflow.volume.intensity import require_units
 
 
@@ -91,10 +91,8 @@ def partner_warnings(method: Method, config: TrainConfig, world: World) -> tuple
 
     The partner is the part of the batch that the process has, in reversed order.
     """
-    views = config.augmentation
-    pastes = views.cutmix.probability > 0 or views.class_paste_probability > 0
     samples = config.batch_unlabelled if method.clips is None else method.clips.unlabelled
-    if config.method not in STRONG_VIEWS or not pastes or samples > world.size:
+    if not pastes(config) or samples > world.size:
         return ()
     name = "batch_unlabelled" if method.clips is None else "sss_in_loop.clips_unlabelled"
     return (

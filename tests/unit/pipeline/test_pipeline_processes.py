@@ -7,10 +7,22 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+
+import pytest
 
 from sssflow.pipeline.processes import signal_group, stop_requests
 
 
+@pytest.fixture
+def hangup_is_heard() -> Iterator[None]:
+    """Also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup_is_heard")
 def test_a_signal_is_collected_and_the_former_handler_comes_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with stop_requests() as asked:

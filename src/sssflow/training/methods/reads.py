@@ -19,6 +19,13 @@ STRONG_VIEWS = frozenset({"fixmatch", "unimatch", "unimatch_v2", "sss", "sss_in_
 _WITHOUT_TEACHER = frozenset({"supervised", "cps", "fixmatch", "unimatch", "dan"})
 
 
+def pastes(config: TrainConfig) -> bool:
+    """Whether the method pastes boxes or classes between strong views with these settings."""
+    views = config.augmentation
+    asked = views.cutmix.probability > 0 or views.class_paste_probability > 0
+    return config.method in STRONG_VIEWS and asked
+
+
 def has_teacher(config: TrainConfig) -> bool:
     """Whether the method keeps a moving average of the student to learn from."""
     if config.method == "sss_in_loop":
