@@ -219,6 +219,15 @@ class TrainConfig(Config):
         return self.method == "sss"
 
     @model_validator(mode="after")
+    def _sam2_sees_grey_values(self) -> Self:
+        if self.network.name == "sam2" and self.preprocessing.intensity.kind == "zscore":
+            raise ValueError(
+                "preprocessing.intensity must give values of 0 to 1 for network sam2, which "
+                "normalises them as photographs: percentile, minmax or window"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _size_fits_the_network(self) -> Self:
         stride, patch = self.network.stride, self.preprocessing.patch
         if (self.network.dimensions == 3) != (patch is not None):

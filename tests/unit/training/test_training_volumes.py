@@ -23,6 +23,7 @@ from sssflow.training.views import paste, random_boxes, strong_view, weak_geomet
 STILL = WeakConfig(
     flip_probability=0, rot90_probability=0, affine_probability=0, elastic_probability=0
 )
+SAM2 = {"name": "sam2"}
 PATCH = {"patch": {"size_shw": [4, 16, 16]}}
 VNET = {"name": "vnet", "dimensions": 3, "base_channels": 4, "levels": 3}
 
@@ -184,6 +185,7 @@ def test_more_volumes_than_memory_may_hold_are_refused_before_they_are_read(tiny
         (VNET, {}, "belong together"),
         ({}, PATCH, "belong together"),
         (VNET, {"patch": {"size_shw": [4, 4, 4]}}, "make a side 8"),
+        (SAM2, {"size_hw": [64, 64], "intensity": {"kind": "zscore"}}, "0 to 1 for network sam2"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused_with_the_remedy(
