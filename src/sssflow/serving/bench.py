@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import urllib.error
-import urllib.request
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from sssflow.contracts.model_repository import REPOSITORY_FILE, ModelRepository,
 from sssflow.errors import UnavailableError, UsageError
 from sssflow.serving.check import reference_inputs
 from sssflow.serving.client import Arrays, Job, TritonClient
+from sssflow.serving.direct import is_this_machine, opener
 from sssflow.storage.contracts import load_contract
 
 _ASK_TIMEOUT_S = 5.0
@@ -152,9 +153,8 @@ def counters(metrics_url: str, model: str) -> dict[str, float]:
         UnavailableError: The metrics cannot be read.
     """
     try:
-        with urllib.request.urlopen(  # noqa: S310 - a metrics address
-            f"{metrics_url}/metrics", timeout=_ASK_TIMEOUT_S
-        ) as answer:
+        here = is_this_machine(urllib.parse.urlsplit(metrics_url).hostname or "")
+        with opener(direct=here).open(f"{metrics_url}/metrics", timeout=_ASK_TIMEOUT_S) as answer:
             text = answer.read().decode("utf-8", "replace")
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise UnavailableError(

@@ -15,7 +15,6 @@ import socket
 import subprocess
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import ClassVar
 from sssflow.contracts.base import Contract
 from sssflow.contracts.model_repository import REPOSITORY_FILE, ModelRepository
 from sssflow.errors import DataError, UnavailableError, UsageError
+from sssflow.serving.direct import opener
 from sssflow.serving.environment import TritonEnvironment
 from sssflow.storage.atomic import disk_errors
 from sssflow.storage.contracts import load_contract, save_contract
@@ -296,10 +296,8 @@ def _reason(log: Path) -> str:
 
 
 def _ok(url: str) -> bool:
-    # Past the proxy that `http_proxy` may name: it does not reach this machine's own address.
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(url, timeout=_ASK_TIMEOUT_S) as answer:
+        with opener(direct=True).open(url, timeout=_ASK_TIMEOUT_S) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sssflow.errors import UsageError
 from sssflow.serving.client import Arrays, TransportError
+from sssflow.serving.direct import is_this_machine
 from sssflow.serving.pbtxt import WIRE_TYPES
 
 _LARGEST_MESSAGE = 2**31 - 1
@@ -35,7 +36,6 @@ _CHANNEL = [
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
     ("grpc.enable_retries", 0),
 ]
-_THIS_MACHINE = ("127.0.0.1", "localhost", "[::1]")
 _HTTP_CODES = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -54,7 +54,7 @@ _ENDING = ("has no available versions", "server not ready", "server is stopping"
 
 def _channel(address: str) -> list[tuple[str, object]]:
     """Options of a channel; none to this machine goes through the proxy of `http_proxy`."""
-    here = address.rpartition(":")[0] in _THIS_MACHINE
+    here = is_this_machine(address.rpartition(":")[0])
     return [*_CHANNEL, *([("grpc.enable_http_proxy", 0)] if here else [])]
 
 

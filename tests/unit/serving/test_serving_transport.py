@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sssflow.errors import InternalError, UsageError
-from sssflow.serving import local_triton
+from sssflow.serving import bench, local_triton
 from sssflow.serving.client import TransportError, TritonClient
 from sssflow.serving.config import ClientConfig
 from sssflow.serving.transport import HttpTransport, _channel
@@ -112,6 +112,7 @@ def test_a_server_on_this_machine_is_reached_past_the_proxy(
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
+            self.wfile.write(b'nv_inference_count{model="m",version="1"} 7\n')
 
         def log_message(self, format: str, *args: object) -> None:
             """Keep the test's output clean."""
@@ -123,11 +124,14 @@ def test_a_server_on_this_machine_is_reached_past_the_proxy(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ready) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         assert local_triton._ok(f"http://127.0.0.1:{server.server_port}/ready")
+        counted = bench.counters(f"http://127.0.0.1:{server.server_port}", "m")
+        assert counted["inferences"] == 7
         server.shutdown()
 
 
 @pytest.mark.parametrize(
-    ("host", "direct"), [("127.0.0.1", True), ("localhost", True), ("triton.example", False)]
+    ("host", "direct"),
+    [("127.0.0.1", True), ("localhost", True), ("[::1]", True), ("triton.example", False)],
 )
 def test_grpc_to_this_machine_goes_past_the_proxy_too(host: str, *, direct: bool) -> None:
     assert (("grpc.enable_http_proxy", 0) in _channel(f"{host}:8001")) is direct
