@@ -7,7 +7,7 @@ Every run's saved network (the averaged one where the method has a teacher) is a
 patients that were unlabelled in its training and to the test patients; nothing is chosen by it.
 The truth of the unlabelled ones is known because phantoms are drawn; no training read it.
 `Dice` is the mean over cases and classes. `lost` is the share of a heart's voxels that the network
-calls background with a probability of at least 0.8, unimatch_v2's own threshold: what the teacher
+calls background with a probability of at least unimatch_v2's default threshold: what its teacher
 would teach wrongly.
 """
 
@@ -26,9 +26,10 @@ from sssflow.networks.predict import predict_probabilities
 from sssflow.networks.trained import LoadedModel, load_model
 from sssflow.storage.contracts import load_contract
 from sssflow.training.data import read_image, read_label
+from sssflow.training.method_config import UniMatchV2Config
 from sssflow.training.validate import dice_by_class
 
-THRESHOLD = 0.8
+THRESHOLD = UniMatchV2Config().confidence_threshold
 KNOWN, NEW = "disease of a labelled patient", "another disease"
 
 

@@ -368,13 +368,20 @@ def test_labelled_masks_that_show_nothing_are_refused(tmp_path: Path, makers: An
     assert problem.what == "The masks of all labelled cases are empty."
 
 
-def test_a_split_without_a_labelled_patient_is_told(tmp_path: Path, makers: Any) -> None:
+@pytest.mark.parametrize(
+    ("labelled", "told"),
+    [
+        ([], ("no patient is labelled: nothing can be trained on these",)),
+        (["patient001"], ()),
+    ],
+)
+def test_a_split_without_a_labelled_patient_is_told(
+    labelled: list[str], told: tuple[str, ...], tmp_path: Path, makers: Any
+) -> None:
     root, path = makers.acdc(tmp_path / "acdc", 3), tmp_path / "roles.json"
-    for labelled, told in (([], ("no patient is labelled: nothing can be trained on these",)),
-                           (["patient001"], ())):  # fmt: skip
-        path.write_text(json.dumps({"labelled": labelled, "validation": ["patient003"]}))
-        config = IngestConfig(split=SplitConfig(file=path))
-        assert stage.check(config, root).notes == told
+    path.write_text(json.dumps({"labelled": labelled, "validation": ["patient003"]}))
+    config = IngestConfig(split=SplitConfig(file=path))
+    assert stage.check(config, root).notes == told
 
 
 def test_a_check_counts_the_masks_that_it_did_not_open(tmp_path: Path, makers: Any) -> None:

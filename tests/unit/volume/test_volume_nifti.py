@@ -83,7 +83,7 @@ def test_an_ordinary_mask_declares_both_forms(tmp_path: Path) -> None:
 
 
 def with_two_sizes(path: Path, *, qform_code: int) -> Path:
-    """As the organisers of ACDC give their files: unit voxels by the sform, true ones beside it."""
+    """As ACDC's own files are reported to be: unit voxels by the sform, true ones beside it."""
     true = np.diag([-1.25, -1.25, 10.0, 1.0])
     image = nib.Nifti1Image(np.zeros((3, 4, 2), np.int16), true)
     image.set_qform(true, code=1)
