@@ -21,11 +21,9 @@ from sssflow.contracts.masks import CaseMasks, MaskSet, require_same_dataset
 from sssflow.contracts.prompts import CasePrompts, PromptSet
 from sssflow.errors import DataError
 from sssflow.evaluation.aggregate import figure
-from sssflow.evaluation.metrics import measure_case
 from sssflow.evaluation.predictions import Labels, Scans
 from sssflow.evaluation.results import CaseResult, ModelResult, TestSettings, paired_gain
 from sssflow.storage.contracts import load_contract
-from sssflow.volume.geometry import voxel_volume_mm3
 from sssflow.volume.packed import read_packed
 
 _HALF = 128
@@ -132,9 +130,9 @@ def compare(
         stored = group.cases[case.case_id]
         truth = scans.truth(case)
         coarse_labels = coarse_of(stored, case)
-        sam2.append(_measure(case, labels_of(stored, case), truth, scans, tolerances))
+        sam2.append(scans.score(case, labels_of(stored, case), truth, tolerances))
         if coarse_labels is not None:
-            coarse.append(_measure(case, coarse_labels, truth, scans, tolerances))
+            coarse.append(scans.score(case, coarse_labels, truth, tolerances))
     sam2_result = _result("SAM-2 masks", sam2)
     sam2_figure = figure(sam2_result.table("strict", "dice"), settings.resampling)
     if len(coarse) != len(sam2):
@@ -172,24 +170,6 @@ def _add(
         found = prompts.get(case.case_id)
         stored = StoredPrompts(found, source[1]) if found is not None and source else None
         group.cases[case.case_id] = StoredMasks(case, path.parent, stored)
-
-
-def _measure(
-    case: LabelledCase,
-    labels_shw: Labels,
-    truth_shw: Labels,
-    scans: Scans,
-    tolerances: Sequence[float],
-) -> CaseResult:
-    measures = measure_case(
-        labels_shw,
-        truth_shw,
-        class_count=scans.manifest.class_count,
-        spacing_shw_mm=scans.measuring_spacing(case),
-        nsd_tolerances=tolerances,
-        voxel_mm3=voxel_volume_mm3(case.grid),
-    )
-    return CaseResult(case.case_id, case.patient_id, Role(case.role), measures)
 
 
 def _result(name: str, cases: Sequence[CaseResult]) -> ModelResult:

@@ -18,6 +18,8 @@ from sssflow.contracts.model import Preprocessing
 from sssflow.errors import DataError, UsageError
 from sssflow.evaluation.config import EvaluateConfig
 from sssflow.evaluation.distances import Spacing
+from sssflow.evaluation.metrics import measure_case
+from sssflow.evaluation.results import CaseResult
 from sssflow.networks.device import choose_device
 from sssflow.networks.memory import volume_fits
 from sssflow.networks.postprocess import (
@@ -30,6 +32,7 @@ from sssflow.networks.trained import LoadedModel, load_model
 from sssflow.networks.volumes import with_window
 from sssflow.storage.atomic import disk_errors
 from sssflow.storage.contracts import load_contract
+from sssflow.volume.geometry import voxel_volume_mm3
 from sssflow.volume.intensity import normalise, require_units
 from sssflow.volume.nifti import write_label_like
 from sssflow.volume.packed import read_packed, write_packed
@@ -82,6 +85,20 @@ class Scans:
     def measuring_spacing(self, case: Case) -> Spacing | None:
         """Spacing to measure `case` with; None: in voxels, as the whole dataset then is."""
         return case.grid.spacing_shw_mm if self.spacing_known else None
+
+    def score(
+        self, case: LabelledCase, labels_shw: Labels, truth_shw: Labels, tolerances: Sequence[float]
+    ) -> CaseResult:
+        """All measures of one mask of a case against its truth, both on the case's grid."""
+        measures = measure_case(
+            labels_shw,
+            truth_shw,
+            class_count=self.manifest.class_count,
+            spacing_shw_mm=self.measuring_spacing(case),
+            nsd_tolerances=tolerances,
+            voxel_mm3=voxel_volume_mm3(case.grid),
+        )
+        return CaseResult(case.case_id, case.patient_id, Role(case.role), measures)
 
     def measured(self, config: EvaluateConfig) -> tuple[LabelledCase, ...]:
         """The cases to measure, sorted by id.

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from sssflow.contracts.base import ObjectRef, Sha256
-from sssflow.contracts.dataset import LabelledCase, Role
+from sssflow.contracts.dataset import LabelledCase
 from sssflow.contracts.evaluation import EvaluationSummary, MaskQuality
 from sssflow.contracts.model import TrainedModel
 from sssflow.contracts.run import RunRecord
@@ -22,7 +22,7 @@ from sssflow.errors import UsageError
 from sssflow.evaluation.aggregate import Resampling
 from sssflow.evaluation.config import EvaluateConfig
 from sssflow.evaluation.mask_quality import MaskGroup, comparable_cases, compare, load_masks
-from sssflow.evaluation.metrics import CONVENTIONS, measure_case
+from sssflow.evaluation.metrics import CONVENTIONS
 from sssflow.evaluation.pictures import Gallery, draw_overlays, viewer_cases
 from sssflow.evaluation.predictions import PredictionStore, Scans, open_models, predict_case
 from sssflow.evaluation.report.page import PageInput, render_within
@@ -41,7 +41,6 @@ from sssflow.networks.trained import MODEL_FILE, LoadedModel
 from sssflow.storage.atomic import disk_errors, write_text
 from sssflow.storage.contracts import load_contract, save_contract
 from sssflow.storage.digest import reference, sha256_bytes, sha256_file
-from sssflow.volume.geometry import voxel_volume_mm3
 
 SUMMARY_FILE = "evaluation.json"
 AVERAGE = "average"
@@ -232,15 +231,7 @@ def _measure(
         refs[case.case_id] = store.write(name, case, labels, nifti=config.write_nifti)
         if case.case_id not in measured:
             continue
-        measures = measure_case(
-            labels,
-            scans.truth(case),
-            class_count=scans.manifest.class_count,
-            spacing_shw_mm=scans.measuring_spacing(case),
-            nsd_tolerances=config.nsd_tolerances_mm,
-            voxel_mm3=voxel_volume_mm3(case.grid),
-        )
-        found.append(CaseResult(case.case_id, case.patient_id, Role(case.role), measures))
+        found.append(scans.score(case, labels, scans.truth(case), config.nsd_tolerances_mm))
         _LOG.info("%s: measured %d of %d: %s", name, len(found), len(measured), case.case_id)
     digest, method, step = _identity(members)
     return ModelResult(name, digest, method, step, tuple(found)), refs

@@ -12,6 +12,7 @@ from sssflow.evaluation.config import EvaluateConfig
 from sssflow.evaluation.predictions import Scans, open_models, predict_case
 from sssflow.networks.postprocess import largest_component_per_class
 from sssflow.networks.predict import predict_probabilities
+from sssflow.volume.geometry import grid_from_affine
 from sssflow.volume.intensity import normalise
 
 AXES = ((), (1,), (2,), (1, 2))
@@ -69,3 +70,17 @@ def test_a_case_that_does_not_fit_into_memory_is_named(opened, monkeypatch) -> N
     with pytest.raises(DataError, match="does not fit into memory") as caught:
         predict_case(scans, models, case, EvaluateConfig())
     assert case.case_id in str(caught.value)
+
+
+def test_volumes_on_sheared_axes_are_those_of_the_voxels_body(opened) -> None:
+    scans, _, case = opened
+    affine = np.diag([1.25, 1.5, 8.0, 1.0])
+    affine[1, 2] = 8.0 * np.tan(0.35)  # a tilted gantry: planes 8 mm apart, slid over each other
+    s, h, w = case.grid.shape_shw
+    tilted = case.model_copy(update={"grid": grid_from_affine((w, h, s), affine)})
+    truth = np.zeros((s, h, w), np.uint8)
+    found = truth.copy()
+    found[0, :10, :10] = 1
+    (_, measures), _ = scans.score(tilted, found, truth, (2.0,)).measures.items()
+    volume_ml = 100 * 1.25 * 1.5 * 8.0 / 1000
+    assert measures.strict["volume_difference_ml"] == pytest.approx(volume_ml)

@@ -37,6 +37,28 @@ def test_every_scan_gets_a_mask_on_its_own_grid(model, scans, tmp_path):
     assert sum(sum(item.voxels.values()) for item in found.scans) > 0
 
 
+def test_volumes_are_those_of_the_voxels_body_and_a_sform_set_aside_is_told(
+    model, tmp_path, caplog
+):
+    tilted = AFFINE.copy()
+    tilted[1, 2] = 8.0 * np.tan(0.35)  # planes 8 mm apart, slid over each other
+    voxels = np.random.default_rng(0).integers(0, 400, SHAPE_XYZ).astype(np.int16)
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    nib.Nifti1Image(voxels, tilted).to_filename(folder / "tilted.nii.gz")
+    twice = nib.Nifti1Image(voxels, AFFINE)
+    twice.set_qform(AFFINE, code=1)
+    twice.set_sform(np.diag([-1.0, -1.0, 1.0, 1.0]), code=1)
+    twice.to_filename(folder / "twice.nii.gz")
+    found = stage.run(CONFIG, [model], folder, tmp_path / "out")
+    for item in found.scans:
+        expected = {name: count * 1.5 * 1.25 * 8 / 1000 for name, count in item.voxels.items()}
+        assert item.volumes_ml == pytest.approx(expected)
+        assert sum(item.voxels.values()) > 0
+    assert "twice.nii.gz: its sform" in caplog.text
+    assert "tilted.nii.gz: its sform" not in caplog.text
+
+
 def test_a_single_file_will_do_and_the_mask_is_the_networks(model, tmp_path):
     voxels = write_scan(tmp_path / "one.nii.gz")
     stage.run(CONFIG, [model], tmp_path / "one.nii.gz", tmp_path / "out")
