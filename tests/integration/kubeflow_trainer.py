@@ -18,6 +18,7 @@ from cluster_tools import Cluster
 from tools.prepare_tests import JOBSET, TRAINER
 
 CRD = "trainjobs.trainer.kubeflow.org"
+GONE = ("--ignore-not-found", "--timeout=120s")
 START = 'until [ -x /program/run ]; do sleep 0.2; done; exec /program/run "$@"'
 PUT = "cat > /program/part && chmod 755 /program/part && mv /program/part /program/run"
 
@@ -59,13 +60,25 @@ def trainer(cluster: Cluster, image: str, folder: Path) -> Iterator[None]:
             for item in objects:
                 if item["kind"] == "Deployment":
                     _start(cluster, item, program)
-        _until_taken(cluster, runtime)
-        yield
+        try:
+            _until_taken(cluster, runtime)
+            yield
+        finally:
+            _without_users(cluster, runtime)
     finally:
         for objects_yaml in reversed(made):
-            cluster.kubectl(
-                "delete", "-f", "-", "--ignore-not-found", "--timeout=120s", stdin=objects_yaml
-            )
+            cluster.kubectl("delete", "-f", "-", *GONE, stdin=objects_yaml)
+
+
+def _without_users(cluster: Cluster, runtime: Path) -> None:
+    """Take every TrainJob and the runtime away while Trainer's manager runs.
+
+    The manager puts a finalizer on a runtime that a TrainJob used, and takes it off only when the
+    runtime is deleted. Deleted together with its manager, the runtime and its definition stay for
+    as long as the cluster does.
+    """
+    cluster.kubectl("delete", CRD, "--all", "--all-namespaces", *GONE)
+    cluster.kubectl("delete", "-f", str(runtime), *GONE)
 
 
 def _rendered(cluster: Cluster, folder: Path, image: str) -> list[dict[str, Any]]:
