@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-import urllib.error
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from sssflow.contracts.model_repository import REPOSITORY_FILE, ModelRepository,
 from sssflow.errors import UnavailableError, UsageError
 from sssflow.serving.check import reference_inputs
 from sssflow.serving.client import Arrays, Job, TritonClient
-from sssflow.serving.direct import is_this_machine, opener
+from sssflow.serving.direct import fetch, is_this_machine
 from sssflow.storage.contracts import load_contract
 
 _ASK_TIMEOUT_S = 5.0
@@ -71,7 +70,7 @@ def run(
         model: One of its models.
         requests: Measured requests.
         warm_up: Requests before them.
-        metrics_url: `http://host:port` of the server's metrics.
+        metrics_url: `http://host:port` of the server's metrics, with `/metrics` or without.
 
     Raises:
         UsageError: The repository has no such model.
@@ -152,14 +151,12 @@ def counters(metrics_url: str, model: str) -> dict[str, float]:
     Raises:
         UnavailableError: The metrics cannot be read.
     """
+    url = f"{metrics_url.rstrip('/').removesuffix('/metrics')}/metrics"
     try:
-        here = is_this_machine(urllib.parse.urlsplit(metrics_url).hostname or "")
-        with opener(direct=here).open(f"{metrics_url}/metrics", timeout=_ASK_TIMEOUT_S) as answer:
-            text = answer.read().decode("utf-8", "replace")
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise UnavailableError(
-            "The metrics cannot be read.", where=metrics_url, found=error
-        ) from None
+        here = is_this_machine(urllib.parse.urlsplit(url).hostname or "")
+        text = fetch(url, direct=here, timeout_s=_ASK_TIMEOUT_S).decode("utf-8", "replace")
+    except (OSError, ValueError) as error:
+        raise UnavailableError("The metrics cannot be read.", where=url, found=error) from None
     found = dict.fromkeys(_COUNTERS, 0.0)
     for name, labels, value in _LINE.findall(text):
         for key, counter in _COUNTERS.items():

@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.error
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import ClassVar
 from sssflow.contracts.base import Contract
 from sssflow.contracts.model_repository import REPOSITORY_FILE, ModelRepository
 from sssflow.errors import DataError, UnavailableError, UsageError
-from sssflow.serving.direct import opener
+from sssflow.serving.direct import fetch
 from sssflow.serving.environment import TritonEnvironment
 from sssflow.storage.atomic import disk_errors
 from sssflow.storage.contracts import load_contract, save_contract
@@ -297,10 +296,10 @@ def _reason(log: Path) -> str:
 
 def _ok(url: str) -> bool:
     try:
-        with opener(direct=True).open(url, timeout=_ASK_TIMEOUT_S) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+        fetch(url, direct=True, timeout_s=_ASK_TIMEOUT_S)
+    except OSError:
         return False
+    return True
 
 
 def _started(pid: int) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import socketserver
 import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from sssflow.errors import InternalError, UsageError
+from sssflow.errors import InternalError, UnavailableError, UsageError
 from sssflow.serving import bench, local_triton
 from sssflow.serving.client import TransportError, TritonClient
 from sssflow.serving.config import ClientConfig
@@ -123,10 +124,34 @@ def test_a_server_on_this_machine_is_reached_past_the_proxy(
         monkeypatch.delenv(name, raising=False)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ready) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        assert local_triton._ok(f"http://127.0.0.1:{server.server_port}/ready")
-        counted = bench.counters(f"http://127.0.0.1:{server.server_port}", "m")
-        assert counted["inferences"] == 7
+        root = f"http://127.0.0.1:{server.server_port}"
+        assert local_triton._ok(f"{root}/ready")
+        for told in (root, f"{root}/", f"{root}/metrics"):
+            assert bench.counters(told, "m")["inferences"] == 7
         server.shutdown()
+
+
+def test_a_port_that_does_not_speak_http_is_told_and_is_not_ready() -> None:
+    """As the port of gRPC answers: bytes of another protocol."""
+
+    class Other(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            self.request.sendall(b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x05\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_address[1]}"
+        assert not local_triton._ok(f"{root}/ready")
+        with pytest.raises(UnavailableError, match="metrics cannot be read"):
+            bench.counters(root, "m")
+        server.shutdown()
+
+
+@pytest.mark.parametrize("told", ["127.0.0.1:8002", "http://[::1", "http://a b/"])
+def test_an_address_of_metrics_that_is_none_is_told(told: str) -> None:
+    with pytest.raises(UnavailableError, match="metrics cannot be read"):
+        bench.counters(told, "m")
 
 
 @pytest.mark.parametrize(
