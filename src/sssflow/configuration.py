@@ -16,6 +16,7 @@ from sssflow.errors import UsageError
 from sssflow.refusals import explain, refusals, source_of
 
 C = TypeVar("C", bound="Config")
+_MOST_BYTES = 4 << 20
 
 _MERGE, _DATE = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:timestamp"
 
@@ -44,6 +45,17 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=said, problem_mark=key.start_mark)
             lines[name] = key.start_mark.line + 1
         return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """As the base class; a value that Python refuses is told with its place.
+
+        That is a number of thousands of digits, or one that its tag denies, as `!!int many`.
+        """
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError) as error:
+            said = f"a value that cannot be read ({error})"
+            raise yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark) from None
 
 
 class Config(BaseModel):
@@ -155,7 +167,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         UsageError: The file is missing, not YAML, or holds no mapping, or one that holds itself.
     """
     try:
-        loaded = _parsed(path.read_text(encoding="utf-8"))
+        loaded = _parsed(_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             "The configuration file cannot be read.",
@@ -174,6 +186,20 @@ def read_mapping(path: Path) -> dict[str, Any]:
             found=type(loaded).__name__,
         )
     return loaded
+
+
+def _text(path: Path) -> str:
+    """What a configuration file says; `<(command)` of a shell is one, so a pipe may be.
+
+    Raises:
+        OSError: It cannot be read, or is longer than any configuration: a device never ends.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    with path.open("rb") as file:
+        text = file.read(_MOST_BYTES + 1)
+    if len(text) > _MOST_BYTES:
+        raise OSError(f"more than {_MOST_BYTES} bytes")
+    return text.decode("utf-8")
 
 
 def _parsed(text: str) -> Any:

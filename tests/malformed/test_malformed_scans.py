@@ -18,11 +18,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from sssflow.contracts.dataset import DatasetManifest
 from sssflow.errors import DataError, DataProblems
 from sssflow.ingest import stage
 from sssflow.ingest.config import IngestConfig, SplitConfig
+from sssflow.storage.contracts import load_contract
+from sssflow.storage.plain_file import require_plain_file
 from sssflow.volume.nifti import read_nifti
-from sssflow.volume.plain_file import require_plain_file
 
 CONFIG = IngestConfig(split=SplitConfig(labelled=1, validation=1), max_voxels=1 << 20)
 AFFINE = np.diag([1.5, 1.25, 8.0, 1.0])
@@ -225,6 +227,8 @@ def test_a_named_pipe_is_told_from_a_file_without_waiting_for_it(tmp_path: Path)
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     with pytest.raises(DataError, match="a pipe, a socket or a device"):
         require_plain_file(tmp_path / "link")
+    with pytest.raises(DataError, match="a pipe, a socket or a device"):
+        load_contract(DatasetManifest, tmp_path / "pipe")
     for harmless in (tmp_path, tmp_path / "missing", Path(__file__)):
         require_plain_file(harmless)
 

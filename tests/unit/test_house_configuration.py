@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -330,3 +331,21 @@ def test_a_rule_over_keys_names_each_place_that_held_one(tmp_path: Path) -> None
     path.write_text("name: y\n")
     with pytest.raises(UsageError, match=r"where: --set part\.high\n"):
         load_config(Pair, path, ["part.high=0"])
+
+
+@pytest.mark.parametrize("value", ["9" * 6000, "!!int many", "!!bool perhaps", "!!timestamp now"])
+def test_a_value_that_python_refuses_is_told_with_its_line(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"name: y\ntrain:\n  steps: {value}\n")
+    message = refusal(path=path)
+    assert "a.yaml, line 3, column 10" in message
+    assert "a value that cannot be read" in message
+
+
+def test_a_configuration_may_come_from_a_pipe_but_not_from_a_device(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as file:
+        file.write("train: {steps: 3}")
+    assert load_config(Experiment, Path(f"/dev/fd/{read}")).train.steps == 3
+    os.close(read)
+    assert "more than 4194304 bytes" in refusal(path=Path("/dev/zero"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 import tempfile
@@ -78,7 +80,15 @@ def _root(
 
 def main() -> None:
     """Entry point of the `sssflow` command."""
+    _print_any_name(sys.stdout)
     sys.exit(run(sys.argv[1:]))
+
+
+def _print_any_name(stream: object) -> None:
+    """Let a stream print names of files that are no text in its encoding, as Latin-1 ones."""
+    if isinstance(stream, io.TextIOWrapper):
+        utf8 = codecs.lookup(stream.encoding).name == "utf-8"
+        stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
 
 
 def run(arguments: Sequence[str]) -> int:

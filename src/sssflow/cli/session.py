@@ -15,6 +15,7 @@ from rich.console import Console
 
 from sssflow.configuration import Config, dump_yaml, load_config
 from sssflow.errors import DataError, UnavailableError, UsageError
+from sssflow.storage.names import require_text_name
 
 if TYPE_CHECKING:
     from sssflow.experiment import ExperimentConfig
@@ -84,7 +85,7 @@ class Plan:
         """Check the inputs, say the plan, and tell whether to go on.
 
         Raises:
-            DataError: An input does not exist.
+            DataError: An input does not exist, or the name of `out` is not UTF-8.
             UsageError: `out` is a file.
             UnavailableError: `out` cannot be made.
             SssflowError: What a check raises.
@@ -99,6 +100,7 @@ class Plan:
                     action=f"Check the path; `sssflow {self.verb} --help` says what it is.",
                 )
         if self.out is not None:
+            require_text_name(self.out)
             _require_room(self.out)
         for check in self.checks:
             check()

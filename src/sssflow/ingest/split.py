@@ -14,7 +14,7 @@ from sssflow.contracts.dataset import Role
 from sssflow.errors import DataError, DataProblems, UsageError
 from sssflow.ingest.config import Amount, SplitConfig
 from sssflow.ingest.layouts.base import ListName, SourceCase, SourceDataset
-from sssflow.volume.plain_file import require_plain_file
+from sssflow.storage.plain_file import require_plain_file
 
 DEFAULT_AMOUNTS: Mapping[Role, Amount] = {Role.TEST: 0, Role.VALIDATION: 0.1}
 """Of a role without an amount, where the data set has no list of its own."""

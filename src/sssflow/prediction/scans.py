@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from sssflow.errors import DataError, UsageError
+from sssflow.storage.names import require_text_name
 from sssflow.volume.nifti import NIFTI_ENDINGS
 
 _CHANNEL = re.compile(r"_(\d{4})$")
@@ -37,15 +38,18 @@ class FoundScans:
 def find_scans(place: Path) -> FoundScans:
     """The NIfTI files of a folder (not those of its sub-folders), or the one that is named.
 
+    Hidden files of a folder are none, such as `._scan.nii.gz` that a Mac leaves beside a copy.
+
     Raises:
-        DataError: There is none; what is there instead is told.
+        DataError: There is none; what is there instead is told. Or a name is not UTF-8.
         UsageError: More than one channel, or two scans of one name.
     """
     found: dict[str, Path] = {}
     for path in _entries(place) if place.is_dir() else [place]:
         suffix = _suffix(path)
-        if suffix is None:
+        if suffix is None or (path != place and path.name.startswith(".")):
             continue
+        require_text_name(Path(path.name))
         name = path.name[: -len(suffix)]
         channel = _CHANNEL.search(name)
         if channel is not None and channel[1] != "0000":

@@ -8,6 +8,7 @@ from typing import TypeVar
 from sssflow.contracts.base import Contract
 from sssflow.errors import DataError
 from sssflow.storage.atomic import write_text
+from sssflow.storage.plain_file import require_plain_file
 
 K = TypeVar("K", bound=Contract)
 
@@ -22,8 +23,9 @@ def load_contract(kind: type[K], path: Path) -> K:
     """Read a contract of the given kind.
 
     Raises:
-        DataError: The file is missing, or not a contract of this kind and version.
+        DataError: The file is missing, no plain file, or not a contract of this kind and version.
     """
+    require_plain_file(path)
     try:
         text = path.read_bytes()
     except OSError as error:

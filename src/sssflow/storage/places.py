@@ -19,6 +19,7 @@ from sssflow.errors import DataError
 from sssflow.storage.atomic import disk_errors, write_atomically, write_bytes
 from sssflow.storage.cache import FileCache
 from sssflow.storage.digest import reference, sha256_bytes, sha256_file, verified_path
+from sssflow.storage.names import require_text_name
 from sssflow.storage.s3 import S3Store
 from sssflow.storage.s3_calls import S3Address, S3Config
 from sssflow.storage.uri import below, to_path
@@ -180,14 +181,21 @@ def open_place(uri: str, *, s3: S3Config | None = None, cache: FileCache | None 
 
 
 def carried_files(folder: Path) -> list[Path]:
-    """The files of a folder that travel: no hidden one (temporary, lock), no link; sorted."""
-    return [
+    """The files of a folder that travel: no hidden one (temporary, lock), no link; sorted.
+
+    Raises:
+        DataError: A name is not UTF-8.
+    """
+    files = [
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and not path.is_symlink()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
+    for path in files:
+        require_text_name(path.relative_to(folder))
+    return files
 
 
 def push_tree(folder: Path, place: Place) -> FileTree:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sssflow.errors import DataError
-from sssflow.volume.plain_file import require_plain_file
+from sssflow.storage.plain_file import require_plain_file
 
 Array = NDArray[np.generic]
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from sssflow.contracts.dataset import Grid
 from sssflow.errors import DataError
 from sssflow.storage.atomic import write_atomically
+from sssflow.storage.plain_file import require_plain_file
 from sssflow.volume.geometry import (
     FloatArray,
     Volume,
@@ -33,7 +34,6 @@ from sssflow.volume.geometry import (
     to_packed_axes,
     to_source_axes,
 )
-from sssflow.volume.plain_file import require_plain_file
 
 Array = NDArray[np.generic]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -349,3 +351,25 @@ class TestFailures:
         assert main.run(["train", "--print-config"]) == 70
         assert "internal error: RuntimeError" in capsys.readouterr().err
         assert len(list(tmp_path.glob("sssflow-traceback-*.txt"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [("utf-8", b"M\xfcller \xc3\x97"), ("ascii", rb"M\udcfcller \xd7")],
+)
+def test_any_name_of_a_file_can_be_printed(encoding: str, said: bytes) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding, errors="strict")
+    main._print_any_name(stream)
+    stream.write(os.fsdecode(b"M\xfcller \xc3\x97"))
+    stream.flush()
+    assert raw.getvalue() == said
+
+
+def test_an_output_whose_name_is_not_utf_8_is_exit_65(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / os.fsdecode(b"M\xfcller")
+    assert run(["data", "phantoms", str(out)]) == 65
+    assert "not UTF-8" in capsys.readouterr().err
+    assert not out.exists()

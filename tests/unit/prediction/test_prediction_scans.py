@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
 from prediction_files import write_scan
@@ -52,6 +53,20 @@ def test_endings_are_read_in_letters_of_any_case(model, tmp_path):
     write_scan(tmp_path / "scans" / "A.nii.gz")
     with pytest.raises(UsageError, match="Two scans would have one mask"):
         find_scans(tmp_path / "scans")
+
+
+def test_hidden_files_of_a_folder_are_no_scans(tmp_path):
+    touch(tmp_path, "a.nii.gz", "._a.nii.gz", ".b.nii")
+    assert sorted(find_scans(tmp_path).files) == ["a"]
+    assert sorted(find_scans(tmp_path / ".b.nii").files) == [".b"]
+
+
+def test_a_name_that_is_not_utf_8_is_refused_before_any_scan_is_segmented(tmp_path):
+    name = os.fsdecode(b"M\xfcller.nii.gz")
+    touch(tmp_path, f"{name[:-7]}/a.nii.gz", name)
+    assert sorted(find_scans(tmp_path / name[:-7]).files) == ["a"]
+    with pytest.raises(DataError, match="not UTF-8"):
+        find_scans(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a.h5", "A1/mri_norm2.h5"])

@@ -16,10 +16,10 @@ import numpy as np
 
 from sssflow.contracts.dataset import Modality
 from sssflow.errors import DataError
+from sssflow.storage.plain_file import require_plain_file
 from sssflow.volume.geometry import Volume, grid_without_spacing, to_packed_axes
 from sssflow.volume.h5 import read_h5
 from sssflow.volume.nifti import read_nifti
-from sssflow.volume.plain_file import require_plain_file
 
 K = TypeVar("K")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
