@@ -15,10 +15,13 @@ from typing import Any
 
 import yaml
 from cluster_tools import Cluster
+from tools.go_tool import GoTool
 from tools.prepare_tests import JOBSET, TRAINER
 
-CRD = "trainjobs.trainer.kubeflow.org"
-GONE = ("--ignore-not-found", "--timeout=120s")
+DEFINED = {JOBSET: "jobsets.jobset.x-k8s.io", TRAINER: "trainjobs.trainer.kubeflow.org"}
+RUNTIMES = "clustertrainingruntimes.trainer.kubeflow.org"
+FREED = '{"metadata": {"finalizers": null}}'
+OURS = {"sssflow/test": "trainer"}
 START = 'until [ -x /program/run ]; do sleep 0.2; done; exec /program/run "$@"'
 PUT = "cat > /program/part && chmod 755 /program/part && mv /program/part /program/run"
 
@@ -27,7 +30,7 @@ PUT = "cat > /program/part && chmod 755 /program/part && mv /program/part /progr
 def trainer(cluster: Cluster, image: str, folder: Path) -> Iterator[None]:
     """Trainer with the runtime torch-distributed; what it installs is gone afterwards.
 
-    Where a cluster has Trainer already, that one is used and stays.
+    Where a cluster has Trainer or JobSet already, that one is used and stays.
 
     Args:
         cluster: Where it runs.
@@ -37,11 +40,12 @@ def trainer(cluster: Cluster, image: str, folder: Path) -> Iterator[None]:
     Raises:
         ToolUnavailableError: It is not there and cannot be built.
     """
-    if cluster.kubectl("get", "crd", CRD, "--ignore-not-found"):
+    wanted = [tool for tool, crd in DEFINED.items() if not _others(cluster, crd)]
+    if TRAINER not in wanted:
         yield
         return
-    programs = {tool: tool.path() for tool in (JOBSET, TRAINER)}
-    sources = {tool: tool.source() for tool in programs}
+    programs = {tool: tool.path() for tool in wanted}
+    sources = {tool: tool.source() for tool in DEFINED}
     shutil.copytree(sources[TRAINER] / "manifests", folder / "trainer")
     overlay = folder / "trainer" / "overlays" / "manager"
     for path in (overlay, overlay / "kustomization.yaml"):
@@ -50,41 +54,51 @@ def trainer(cluster: Cluster, image: str, folder: Path) -> Iterator[None]:
     without = [line for line in listed if "third-party/jobset" not in line]
     (overlay / "kustomization.yaml").write_text("\n".join(without), "utf-8")
     folders = {JOBSET: sources[JOBSET] / "config" / "default", TRAINER: overlay}
-    runtime = sources[TRAINER] / "manifests" / "base" / "runtimes" / "torch_distributed.yaml"
-    made: list[str] = []
+    objects = {tool: _rendered(cluster, folders[tool], image) for tool in programs}
+    _remove(cluster, objects)  # what a run left that was killed, or that could not clear up
     try:
         for tool, program in programs.items():
-            objects = _rendered(cluster, folders[tool], image)
-            made.append(yaml.safe_dump_all(objects))
-            cluster.kubectl("apply", "--server-side", "-f", "-", stdin=made[-1])
-            for item in objects:
+            given = yaml.safe_dump_all(objects[tool])
+            cluster.kubectl("apply", "--server-side", "-f", "-", stdin=given)
+            for item in objects[tool]:
                 if item["kind"] == "Deployment":
                     _start(cluster, item, program)
-        try:
-            _until_taken(cluster, runtime)
-            yield
-        finally:
-            _without_users(cluster, runtime)
+        runtime = sources[TRAINER] / "manifests" / "base" / "runtimes" / "torch_distributed.yaml"
+        _until_taken(cluster, runtime)
+        yield
     finally:
-        for objects_yaml in reversed(made):
-            cluster.kubectl("delete", "-f", "-", *GONE, stdin=objects_yaml)
+        _remove(cluster, objects)
 
 
-def _without_users(cluster: Cluster, runtime: Path) -> None:
-    """Take every TrainJob and the runtime away while Trainer's manager runs.
+def _others(cluster: Cluster, crd: str) -> bool:
+    """Whether somebody else defined this in the cluster."""
+    named = f"--field-selector=metadata.name={crd}"
+    (label,) = (f"{key}!={value}" for key, value in OURS.items())
+    return bool(cluster.kubectl("get", "crd", named, "-l", label, "-o", "name"))
 
-    The manager puts a finalizer on a runtime that a TrainJob used, and takes it off only when the
-    runtime is deleted. Deleted together with its manager, the runtime and its definition stay for
-    as long as the cluster does.
+
+def _remove(cluster: Cluster, objects: dict[GoTool, list[dict[str, Any]]]) -> None:
+    """Delete all of it, whatever of it is there and whether or not its programs still run.
+
+    Trainer's manager puts a finalizer on a runtime that a TrainJob used, and takes it off only
+    when the runtime is deleted. If the manager ends first, runtime and definition would stay.
     """
-    cluster.kubectl("delete", CRD, "--all", "--all-namespaces", *GONE)
-    cluster.kubectl("delete", "-f", str(runtime), *GONE)
+    given = yaml.safe_dump_all([item for tool in reversed(objects) for item in objects[tool]])
+    gone = ("delete", "-f", "-", "--ignore-not-found")
+    cluster.kubectl(*gone, "--wait=false", stdin=given)
+    until = time.monotonic() + 60
+    while names := cluster.kubectl("get", RUNTIMES, "-o", "name", check=False).split():
+        assert time.monotonic() < until, f"{names} cannot be deleted"
+        cluster.kubectl("patch", *names, "--type=merge", "-p", FREED, check=False)
+        time.sleep(0.5)
+    cluster.kubectl(*gone, "--timeout=120s", stdin=given)
 
 
 def _rendered(cluster: Cluster, folder: Path, image: str) -> list[dict[str, Any]]:
     """The project's objects, with our image and a program that comes later."""
     objects = list(yaml.safe_load_all(cluster.kubectl("kustomize", str(folder))))
     for item in objects:
+        item["metadata"].setdefault("labels", {}).update(OURS)
         if item["kind"] == "Deployment":
             pod = item["spec"]["template"]["spec"]
             (container,) = pod["containers"]
