@@ -229,7 +229,7 @@ def test_a_named_pipe_is_told_from_a_file_without_waiting_for_it(tmp_path: Path)
         require_plain_file(tmp_path / "link")
     with pytest.raises(DataError, match="a pipe, a socket or a device"):
         load_contract(DatasetManifest, tmp_path / "pipe")
-    for harmless in (tmp_path, tmp_path / "missing", Path(__file__)):
+    for harmless in (tmp_path, tmp_path / "missing", Path(__file__), tmp_path / ("a" * 300)):
         require_plain_file(harmless)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -107,3 +108,22 @@ class Contract(Record):
                 found=found,
                 action="Point to the right file, or make it again with this version of sssflow.",
             )
+
+
+def require_known_classes(
+    class_names: Sequence[str], classes_of_cases: Sequence[tuple[str, Sequence[int]]]
+) -> None:
+    """Hold the objects of a set's cases to its classes, the background at 0 among the names.
+
+    Raises:
+        ValueError: A case stands twice, a class of a case stands twice or has no name.
+    """
+    seen: set[str] = set()
+    for case_id, classes in classes_of_cases:
+        if case_id in seen:
+            raise ValueError(f"case {case_id} stands twice")
+        seen.add(case_id)
+        if len(set(classes)) != len(classes):
+            raise ValueError(f"{case_id}: a class stands twice")
+        if max(classes, default=0) >= len(class_names):
+            raise ValueError(f"{case_id}: class {max(classes)} of {len(class_names) - 1}")

@@ -14,7 +14,7 @@ class TensorContract(Record):
     """Name, dtype and shape of one tensor; a string in `shape` names a free dimension."""
 
     name: str
-    dtype: str
+    dtype: str = Field(pattern=r"^(float32|int32|int64|uint8)$")
     shape: tuple[int | str, ...]
     meaning: str
 

@@ -6,11 +6,17 @@ Axis letters: k foreground classes (class 1 first), s slices, h rows, w columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from sssflow.contracts.base import Contract, ObjectRef, Record, Sha256
+from sssflow.contracts.base import (
+    Contract,
+    ObjectRef,
+    Record,
+    Sha256,
+    require_known_classes,
+)
 from sssflow.errors import DataError
 
 
@@ -27,6 +33,12 @@ class ObjectScores(Record):
     predicted_iou: tuple[float | None, ...]
     object_score: tuple[float | None, ...]
     prompted: tuple[bool, ...]
+
+    @model_validator(mode="after")
+    def _has_a_value_per_slice(self) -> Self:
+        if not len(self.predicted_iou) == len(self.object_score) == len(self.prompted):
+            raise ValueError("one value per slice is needed")
+        return self
 
 
 class CaseMasks(Record):
@@ -53,6 +65,12 @@ class MaskSet(Contract):
     config_digest: Sha256
     class_names: tuple[str, ...]
     cases: tuple[CaseMasks, ...]
+
+    @model_validator(mode="after")
+    def _objects_have_classes(self) -> Self:
+        objects = [(c.case_id, [o.class_index for o in c.objects]) for c in self.cases]
+        require_known_classes(self.class_names, objects)
+        return self
 
 
 def require_same_dataset(found: Sequence[Sha256], expected: Sha256, *, what: str) -> None:

@@ -6,7 +6,13 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sssflow.contracts.base import Contract, ObjectRef, Record, Sha256
+from sssflow.contracts.base import (
+    Contract,
+    ObjectRef,
+    Record,
+    Sha256,
+    require_known_classes,
+)
 
 
 class SlicePrompt(Record):
@@ -97,3 +103,9 @@ class PromptSet(Contract):
     config_digest: Sha256
     class_names: tuple[str, ...]
     cases: tuple[CasePrompts, ...]
+
+    @model_validator(mode="after")
+    def _objects_have_classes(self) -> Self:
+        objects = [(c.case_id, [o.class_index for o in c.objects]) for c in self.cases]
+        require_known_classes(self.class_names, objects)
+        return self

@@ -10,12 +10,17 @@ from sssflow.errors import DataError
 def require_plain_file(path: Path) -> None:
     """Refuse what is there and is neither a file nor a folder, without opening it.
 
-    What is missing, or a folder, is left to the reader, which has its own words.
+    What is missing, a folder, or may not be looked at is left to the reader, which has its own
+    words.
 
     Raises:
         DataError: A pipe, a socket or a device.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    try:
+        special = path.exists() and not (path.is_file() or path.is_dir())
+    except OSError:  # such as a name that is too long
+        return
+    if special:
         raise DataError(
             "The name stands for a pipe, a socket or a device.",
             where=path,
