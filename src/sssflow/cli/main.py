@@ -33,7 +33,7 @@ from sssflow.cli import (
 )
 from sssflow.cli.processes import is_first, spoken_for
 from sssflow.cli.session import Session, error_console, no_room
-from sssflow.errors import InterruptedRun, SssflowError
+from sssflow.errors import InterruptedRun, SssflowError, UnavailableError
 
 EXIT_USAGE = 64
 EXIT_BUG = 70
@@ -114,11 +114,11 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except Exception as error:
-        if session.out is not None and _is_about_making(session.out, error):
-            refusal = no_room(session.out, getattr(error, "strerror", error))
-            _say(f"{refusal.kind}: {refusal.describe()}")
-            return refusal.exit_code
-        return _bug(error, session)
+        refusal = _refused(session, error)
+        if refusal is None:
+            return _bug(error, session)
+        _say(f"{refusal.kind}: {refusal.describe()}")
+        return refusal.exit_code
     if result == EXIT_INTERRUPTED:
         return _interrupted()
     return result if isinstance(result, int) else 0
@@ -129,12 +129,34 @@ def _interrupted() -> int:
     return EXIT_INTERRUPTED
 
 
-def _is_about_making(out: Path, error: Exception) -> bool:
-    """Whether the system refused to make the output folder: it is not there, and it was named."""
-    if out.is_dir() or not isinstance(error, OSError) or error.filename is None:
-        return False
-    named, wanted = Path(os.fsdecode(error.filename)).absolute(), out.absolute()
-    return named == wanted or named in wanted.parents or wanted in named.parents
+def _refused(session: Session, error: Exception) -> UnavailableError | None:
+    """What to say where the system refused a path of the command line; None for a bug."""
+    if not isinstance(error, OSError) or not isinstance(error.filename, str | bytes):
+        return None
+    named = Path(os.fsdecode(error.filename)).absolute()
+    if session.out is not None and _is_about(session.out, named):
+        return no_room(session.out, error.strerror)
+    values = (part for text in session.arguments for part in (text, text.partition("=")[2]))
+    for path in (Path(value) for value in values if value):
+        if _is_about(path, named):
+            return UnavailableError(
+                "The system refuses a path of this command.",
+                where=path,
+                expected="one that can be read or made",
+                found=error.strerror,
+                action="Choose another path, or mend this one, then run the same command again.",
+            )
+    return None
+
+
+def _is_about(path: Path, named: Path) -> bool:
+    """Whether what the system refused is a path that is no folder, or lies around it.
+
+    That is the path, its lock beside it, what should have been made in it, or a folder above it.
+    """
+    wanted = path.absolute()
+    around = str(named).startswith(str(wanted)) or named in wanted.parents
+    return around and not os.path.isdir(path)  # noqa: PTH112 - a name that is too long is none
 
 
 def _bug(error: Exception, session: Session) -> int:
