@@ -27,6 +27,18 @@ from sssflow.training.config import TrainConfig
 _SEED_STRIDE = 100_000
 """Between the seeds of networks that are averaged: beyond the seeds that tables ask for."""
 
+_OF_THE_RUN = {
+    "train.method": "--methods",
+    "train.seed": "--seeds",
+    "adapt.seed": "--seeds",
+    "phantoms.seed": "--seeds",
+    "train.selection": "the key selection of a protocol of one's own",
+    "ingest.split.labelled": "--labelled",
+    "warmup": "the same key below train, of whose steps the warm-up is a share (warmup_share)",
+    "baseline": "the same key below train, which every method reads",
+}
+"""Keys and sections that every run sets itself or reads nowhere, and what says them instead."""
+
 
 class RunOrder(Record):
     """Everything that one worker needs to know.
@@ -108,6 +120,25 @@ def _require_known(sections: Iterable[str], known_methods: Mapping[str, Any]) ->
                 found=name,
                 action="Correct the name; `sssflow bench --list` shows the methods.",
             )
+
+
+def require_settable(config: BenchConfig) -> None:
+    """Refuse settings without effect: the table would say that every run was made with them.
+
+    Raises:
+        UsageError: There is one; what says it instead is named.
+    """
+    for text in config.settings:
+        key = text.partition("=")[0]
+        for name, instead in _OF_THE_RUN.items():
+            if key == name or key.startswith(f"{name}."):
+                raise UsageError(
+                    "This setting changes nothing in a benchmark.",
+                    where=f"--set {text}",
+                    expected=instead,
+                    found=key,
+                    action=f"Leave it out, or use {instead}.",
+                )
 
 
 def baseline_variant(variant: str) -> str:

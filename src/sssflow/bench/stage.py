@@ -13,7 +13,13 @@ import sssflow
 from sssflow.bench.config import BenchConfig
 from sssflow.bench.given import require_protocols_data
 from sssflow.bench.named_files import ingest_by_content
-from sssflow.bench.plan import RunOrder, run_keys, settings_beside, settings_of
+from sssflow.bench.plan import (
+    RunOrder,
+    require_settable,
+    run_keys,
+    settings_beside,
+    settings_of,
+)
 from sssflow.bench.pool import LOG_FILE, Pool
 from sssflow.bench.protocol import Protocol
 from sssflow.bench.published import published_rows
@@ -79,9 +85,10 @@ def plan(protocol: Protocol, config: BenchConfig) -> tuple[RunKey, ...]:
     """All runs, with the settings of each checked; nothing is read or written.
 
     Raises:
-        UsageError: An unknown method or variant, settings that do not fit, or a method that cannot
-            train the protocol's network.
+        UsageError: An unknown method or variant, settings that do not fit or that no run reads, or
+            a method that cannot train the protocol's network.
     """
+    require_settable(config)
     keys = run_keys(protocol, config, METHODS)
     trainings: list[tuple[RunKey, TrainConfig]] = []
     for key in keys:

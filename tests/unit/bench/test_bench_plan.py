@@ -86,6 +86,26 @@ def test_later_settings_win_and_a_method_changes_only_its_own_keys(tiny_protocol
     assert asked.seed == 9, "the seed is the run's"
 
 
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("train.method=dan", "--methods"),
+        ("train.seed=77", "--seeds"),
+        ("train.selection=last", "selection of a protocol"),
+        ("ingest.split.labelled=5", "--labelled"),
+        ("warmup.steps=10", "below train"),
+    ],
+)
+def test_settings_that_no_run_would_read_are_refused_before_the_table_tells_of_them(
+    tiny_protocol: Protocol, text: str, instead: str
+) -> None:
+    with pytest.raises(UsageError, match="changes nothing") as refused:
+        plan(tiny_protocol, BenchConfig(settings=("train.steps=5", text)))
+    assert refused.value.where == f"--set {text}"
+    assert instead in refused.value.expected
+    assert plan(tiny_protocol, BenchConfig(settings=("train.optimiser.learning_rate=0.1",)))
+
+
 def test_unknown_names_are_refused_with_the_known_ones(tiny_protocol: Protocol) -> None:
     with pytest.raises(UsageError, match="no such protocol"):
         load_protocol("acdx")
