@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sssflow.bench.published import published_sections
 from sssflow.configuration import Config, parse_config, read_mapping
 from sssflow.errors import UsageError
 from sssflow.experiment import ExperimentConfig
@@ -60,6 +61,16 @@ class Protocol(Config):
     references: tuple[str, ...] = Field((), description="Where the protocol is written down.")
     caveats: tuple[str, ...] = Field((), description="What a reader of the table must know.")
     experiment: ExperimentConfig = Field(description="Base settings; `train` is every method's.")
+
+    @model_validator(mode="after")
+    def _published_figures_are_there(self) -> Self:
+        if self.published and self.published not in published_sections():
+            known = " | ".join(published_sections())
+            raise ValueError(
+                f"published: there are no figures named {self.published!r}; give {known}, or leave "
+                "it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _phantoms_are_there(self) -> Self:

@@ -34,17 +34,25 @@ class PublishedTable(Config):
     sets: dict[str, tuple[PublishedRow, ...]] = Field(description="Section to rows.")
 
 
+def published_sections() -> tuple[str, ...]:
+    """Names of the sections that are shipped."""
+    return tuple(_shipped())
+
+
 def published_rows(section: str) -> tuple[PublishedRow, ...]:
     """The rows of a section, each broken one marked; empty for an empty name."""
     if not section:
         return ()
-    with resources.as_file(resources.files("sssflow.bench") / "published.yaml") as path:
-        table = parse_config(PublishedTable, read_mapping(path), source=path.name)
-    rows = table.sets[section]
+    rows = _shipped()[section]
     return tuple(
         row if is_plausible(row) else row.model_copy(update={"method": f"{row.method} †"})
         for row in rows
     )
+
+
+def _shipped() -> dict[str, tuple[PublishedRow, ...]]:
+    with resources.as_file(resources.files("sssflow.bench") / "published.yaml") as path:
+        return parse_config(PublishedTable, read_mapping(path), source=path.name).sets
 
 
 def is_plausible(row: PublishedRow) -> bool:

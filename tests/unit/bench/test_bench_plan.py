@@ -13,6 +13,7 @@ from sssflow.bench.protocol import Protocol, load_protocol, protocol_names
 from sssflow.bench.published import PublishedRow, is_plausible, published_rows
 from sssflow.bench.stage import plan
 from sssflow.bench.variants import find_variant, shipped_variants
+from sssflow.configuration import dump_yaml
 from sssflow.contracts.bench import RunKey
 from sssflow.contracts.dataset import DatasetManifest, Role
 from sssflow.errors import DataError, DataProblems, UsageError
@@ -135,6 +136,19 @@ def test_keys_of_a_protocol_for_a_method_that_there_is_not_are_refused(
     with pytest.raises(UsageError, match="keys for a method") as refused:
         plan(slip, BenchConfig(methods=("mean_teacher",)))
     assert (refused.value.where, refused.value.expected) == (f"methods.{name}", expected)
+
+
+def test_a_protocol_that_names_published_figures_that_there_are_not_is_refused_when_it_is_read(
+    tmp_path: Path,
+) -> None:
+    own = tmp_path / "own.yaml"
+    lite = load_protocol("phantoms-lite")
+    own.write_text(dump_yaml(lite).replace("published: ''", "published: acdcc"), "utf-8")
+    with pytest.raises(UsageError, match=r"named 'acdcc'; give acdc \| ") as refused:
+        load_protocol(str(own))
+    assert refused.value.where == str(own)
+    own.write_text(dump_yaml(lite), "utf-8")
+    assert load_protocol(str(own)) == lite
 
 
 def test_fewer_labels_keep_the_first_patients_of_the_order_and_hide_the_other_labels(
