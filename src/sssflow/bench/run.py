@@ -272,10 +272,18 @@ def _masks(
 
 def _masks_are_whole(folder: Path, model: Path) -> bool:
     """Whether prompts and masks of a role are there, unharmed, and made from `model`."""
-    if not _prompts_are_whole(folder / _PROMPTS, model):
+    prompt_file, path = folder / _PROMPTS, folder / _MASKS
+    if not _prompts_are_whole(prompt_file, model):
         return False
-    path = folder / _MASKS
-    return _is_whole(path, lambda: [c.probability_kshw for c in load_contract(MaskSet, path).cases])
+
+    def files() -> list[ObjectRef]:
+        found = load_contract(MaskSet, path)
+        # A process that was ended after it made the prompts anew leaves the masks of the old ones.
+        if found.prompt_digest != load_contract(PromptSet, prompt_file).digest:
+            raise DataError("The masks are of other prompts.", where=path)
+        return [case.probability_kshw for case in found.cases]
+
+    return _is_whole(path, files)
 
 
 def _prompts_are_whole(path: Path, model: Path) -> bool:

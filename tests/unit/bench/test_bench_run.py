@@ -15,14 +15,16 @@ from sssflow.bench.run import finished, make_chain, run
 from sssflow.bench.scores import read_scores
 from sssflow.bench.shared import link_files, new_trainings_first
 from sssflow.contracts.bench import RunKey
+from sssflow.contracts.masks import MaskSet
 from sssflow.contracts.model import TrainedModel
+from sssflow.contracts.prompts import PromptSet
 from sssflow.contracts.run import RunRecord
 from sssflow.contracts.weights import PromptableWeights
 from sssflow.errors import UsageError
 from sssflow.ingest import relabel
 from sssflow.ingest.config import IngestConfig
 from sssflow.sam.generalist import generalist_digest
-from sssflow.storage.contracts import load_contract
+from sssflow.storage.contracts import load_contract, save_contract
 
 
 class StoppedError(Exception):
@@ -235,3 +237,21 @@ def test_a_damaged_part_of_a_shared_chain_is_made_again_and_the_others_are_taken
     assert said == []
     result = run(order)
     assert (result.steps_of_warmup, result.steps_of_training, result.steps_in_all) == (2, 4, 6)
+
+
+def test_masks_of_prompts_that_were_made_anew_since_are_not_taken_over(
+    tiny_protocol: Protocol, whole: Path, tmp_path: Path
+) -> None:
+    lines = ("adapt.steps=0", "sam.input_size=64", "pipeline.scored_roles=[]")
+    order = order_for(tiny_protocol, whole, tmp_path, method="sss", lines=lines)
+    (masks,) = make_chain(order, str).masks
+    prompts = masks.parents[1] / "prompts" / "prompts.json"
+    first, before = load_contract(PromptSet, prompts), load_contract(MaskSet, masks)
+    assert before.prompt_digest == first.digest
+    # Made anew, as another kind of machine would; then the process is ended.
+    one = first.cases[0].model_copy(update={"objects": ()})
+    save_contract(first.model_copy(update={"cases": (one, *first.cases[1:])}), prompts)
+    make_chain(order, str)
+    after = load_contract(MaskSet, masks)
+    assert after.prompt_digest == load_contract(PromptSet, prompts).digest
+    assert after.cases[0].objects == ()
