@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 from pydantic import Field
@@ -64,7 +64,7 @@ def save_checkpoint(
         try:
             shutil.rmtree(tmp, ignore_errors=True)
             tmp.mkdir(parents=True)
-            write_atomically(tmp / _STATE, lambda file: torch.save(state, file))
+            write_atomically(tmp / _STATE, lambda file: _write_state(state, file))
             manifest = manifest_of.model_copy(update={"state": reference(tmp / _STATE)})
             save_contract(manifest, tmp / _MANIFEST)
             # A checkpoint of the same step can only be a damaged one: the run went back before it.
@@ -78,6 +78,24 @@ def save_checkpoint(
     for other in (*found[: max(0, here - keep_last)], *found[here:]):
         shutil.rmtree(other, ignore_errors=True)
     return target
+
+
+def _write_state(state: State, file: BinaryIO) -> None:
+    """`torch.save`, with the system's own words where it refuses.
+
+    Raises:
+        OSError: The disk is full or read-only.
+    """
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        # Torch ends its archive after a refused write too, and tells that this failed.
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, OSError):
+                raise cause from None
+            cause = cause.__context__
+        raise
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 
 import pytest
 import torch
 
 from sssflow.contracts.base import ObjectRef
-from sssflow.errors import DataError, UsageError
+from sssflow.errors import DataError, UnavailableError, UsageError
 from sssflow.training import checkpoint, distributed
 from sssflow.training.checkpoint import (
     CheckpointManifest,
@@ -48,6 +51,31 @@ def newest_value(folder) -> float:
     found = load_newest(folder)
     assert found is not None
     return float(found[1]["value"][0])
+
+
+@contextmanager
+def files_of_at_most(size_bytes: int) -> Iterator[None]:
+    """Inside, the system refuses this process larger files, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room_bytes", [0, 100, 30_000, 200_000, 399_000])
+def test_a_disk_that_is_full_at_any_byte_ends_as_unavailable_and_keeps_the_checkpoint_before(
+    tmp_path, room_bytes
+):
+    save(tmp_path, 1)
+    state = {f"value{i}": torch.full((10_000,), 1.0) for i in range(10)}
+    with files_of_at_most(room_bytes), pytest.raises(UnavailableError, match="cannot be written"):
+        save_checkpoint(tmp_path, state, manifest(2), keep_last=1)
+    assert newest_value(tmp_path) == 1.0
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    save(tmp_path, 3)
+    assert newest_value(tmp_path) == 3.0
 
 
 def test_what_is_saved_is_loaded_and_the_newest_wins(tmp_path):
