@@ -19,7 +19,7 @@ from sssflow.bench.worker import FAILURE_FILE, STATUS_FILE
 from sssflow.contracts.bench import RunFailure
 from sssflow.errors import DataError
 from sssflow.pipeline.processes import signal_group, stop_requests
-from sssflow.storage.atomic import write_text
+from sssflow.storage.atomic import disk_errors, write_text
 from sssflow.storage.contracts import load_contract, save_contract
 
 _LOG = logging.getLogger(__name__)
@@ -68,6 +68,9 @@ class Pool:
 
         Failures are collected. After SIGINT or SIGTERM nothing more is started, the running ones
         are asked to save their state, and `stopped` is true.
+
+        Raises:
+            UnavailableError: The disk is full, read-only or refuses access.
         """
         waiting = list(orders)
         with stop_requests() as asked:
@@ -136,12 +139,13 @@ class Pool:
 
 
 def _start(order: RunOrder) -> _Worker:
-    order.out.mkdir(parents=True, exist_ok=True)
-    for name in (STATUS_FILE, FAILURE_FILE):
-        (order.out / name).unlink(missing_ok=True)
-    order_file = order.out / _ORDER_FILE
-    write_text(order_file, order.model_dump_json(indent=1) + "\n")
-    log = (order.out / LOG_FILE).open("ab")
+    order_file, log_file = order.out / _ORDER_FILE, order.out / LOG_FILE
+    with disk_errors(log_file):
+        order.out.mkdir(parents=True, exist_ok=True)
+        for name in (STATUS_FILE, FAILURE_FILE):
+            (order.out / name).unlink(missing_ok=True)
+        write_text(order_file, order.model_dump_json(indent=1) + "\n")
+        log = log_file.open("ab")
     process = subprocess.Popen(  # noqa: S603 - our own module, no text from outside
         [sys.executable, "-m", "sssflow.bench.worker", str(order_file)],
         stdin=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import subprocess
@@ -18,7 +19,7 @@ from sssflow.bench import worker as workers
 from sssflow.bench.pool import Pool, _Worker
 from sssflow.bench.worker import FAILURE_FILE, STATUS_FILE, Status
 from sssflow.contracts.bench import RunFailure, RunKey
-from sssflow.errors import DataError
+from sssflow.errors import DataError, UnavailableError
 from sssflow.networks.memory import volume_fits
 from sssflow.storage.contracts import load_contract, save_contract
 
@@ -185,3 +186,15 @@ def test_a_refusal_names_its_volume() -> None:
     with pytest.raises(DataError, match="does not fit into memory") as caught:
         in_a_volume()
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+
+
+def test_a_disk_without_room_for_the_folder_of_a_run_ends_the_benchmark_as_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path, **_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    waiting = order(tmp_path / "a")
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UnavailableError, match="No space left"):
+        Pool(1, 0.01).run([waiting], lambda _: None)
