@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
 from torch import Tensor, nn
 
+from sssflow.errors import UsageError
+
 
 class PointwiseMlp(nn.Module):
     """Widths d, 2d, 2d, d, d at every pixel: (linear, layer norm, ReLU) x 3, then linear."""
@@ -82,13 +84,23 @@ class Dfe(nn.Module):
         residual: See `DfeLevel`.
 
     Raises:
-        IndexError: A level does not exist.
+        UsageError: The network has no such level.
     """
 
     def __init__(
         self, channels: Sequence[int], levels: Sequence[int], width: int, *, residual: bool = True
     ) -> None:
         super().__init__()
+        count = len(channels)
+        missing = [level for level in levels if not -count <= level < count]
+        if missing:
+            raise UsageError(
+                "The network has no such level for DFE.",
+                where="dfe_levels (below sss or sss_in_loop of the section that trains)",
+                expected=f"{-count} (the finest) to -1 (the coarsest), or 0 to {count - 1}",
+                found=", ".join(map(str, missing)),
+                action="Correct it; networks differ in how many levels they have.",
+            )
         self.levels = tuple(sorted({range(len(channels))[level] for level in levels}))
         self.by_level = nn.ModuleList(
             DfeLevel(channels[level], width, residual=residual) for level in self.levels

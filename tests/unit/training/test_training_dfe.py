@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from sssflow.errors import UsageError
 from sssflow.training.dfe import Dfe, DfeLevel, PointwiseMlp
 
 
@@ -101,6 +102,9 @@ def test_levels_share_nothing_and_the_others_pass_through():
     assert dfe(features, features)[0] is features[0]
 
 
-def test_a_level_that_does_not_exist_is_refused():
-    with pytest.raises(IndexError):
-        Dfe((4, 8), (2,), 8)
+@pytest.mark.parametrize("level", [2, -3])
+def test_a_level_that_does_not_exist_is_refused_as_a_slip_in_the_settings(level):
+    with pytest.raises(UsageError, match="dfe_levels") as refused:
+        Dfe((4, 8), (-1, level), 8)
+    assert refused.value.found == str(level)
+    assert refused.value.expected == "-2 (the finest) to -1 (the coarsest), or 0 to 1"
