@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sssflow.contracts.base import Contract, ObjectRef, Record, Sha256
 
@@ -26,6 +26,20 @@ class IntensityRule(Record):
     high_pct: float = Field(99.5, ge=0, le=100, description="percentile: becomes 1.")
     window_low: float = Field(0.0, description="window: becomes 0 (CT: Hounsfield units).")
     window_high: float = Field(80.0, description="window: becomes 1.")
+
+    @model_validator(mode="after")
+    def _ends_leave_something_between(self) -> Self:
+        ends = {
+            "percentile": ("low_pct", "high_pct"),
+            "window": ("window_low", "window_high"),
+        }
+        low, high = ends.get(self.kind, ("", ""))
+        if low and not getattr(self, low) < getattr(self, high):
+            raise ValueError(
+                f"{low} {getattr(self, low):g} must be below {high} {getattr(self, high):g}: every "
+                "image would become one grey value"
+            )
+        return self
 
 
 Size = Annotated[int, Field(ge=1, le=4096)]

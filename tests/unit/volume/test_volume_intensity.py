@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from sssflow.contracts.model import IntensityRule
 from sssflow.volume.intensity import normalise
@@ -45,12 +46,23 @@ def test_a_constant_volume_becomes_zero(kind: str) -> None:
     assert not found.any()
 
 
-def test_a_window_without_width_gives_zero() -> None:
-    assert not normalise(RAMP, IntensityRule(kind="window", window_low=5, window_high=5)).any()
-
-
 def test_the_input_is_not_changed() -> None:
     volume = np.array([[[1.0, 2.0]]], np.float32)
     for kind in ("minmax", "percentile", "zscore", "window", "none"):
         normalise(volume, IntensityRule(kind=kind))
     np.testing.assert_array_equal(volume, [[[1.0, 2.0]]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high"),
+    [("window", "window_low", "window_high"), ("percentile", "low_pct", "high_pct")],
+)
+@pytest.mark.parametrize("top", [40.0, 60.0])  # 60: without width
+def test_ends_that_would_make_every_image_one_grey_value_are_refused(
+    kind: str, low: str, high: str, top: float
+) -> None:
+    ends = {low: 60.0, high: top}
+    with pytest.raises(ValidationError, match=f"{low} 60 must be below {high} {top:g}"):
+        IntensityRule.model_validate({"kind": kind, **ends})
+    assert IntensityRule.model_validate({"kind": "minmax", **ends}).kind == "minmax"
+    assert IntensityRule.model_validate({"kind": kind, low: 60.0, high: 60.5})
