@@ -36,8 +36,8 @@ class FakeKfp:
     """State of the server. `faults` are used up one per matching request, in order.
 
     A fault is a status code, `hang` (no answer), `cut` (the connection ends), `page` (HTML, as of a
-    login), `empty` (an answer without content) or `lost` (the request is carried out, its answer
-    is not).
+    login), `empty` (an answer without content), `gateway` (502 with a page that is not UTF-8) or
+    `lost` (the request is carried out, its answer is not).
     """
 
     url: str = ""
@@ -198,6 +198,9 @@ def _handler(fake: FakeKfp) -> type[BaseHTTPRequestHandler]:
                 return
             if fault in ("page", "empty"):
                 self._send(200, b"<html>Log in</html>" if fault == "page" else b"{}")
+                return
+            if fault == "gateway":
+                self._send(502, "passerelle défaillante".encode("latin-1"))
                 return
             status, body = (
                 (fault, {"message": "as told by the test"})

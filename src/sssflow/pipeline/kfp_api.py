@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 from sssflow.errors import SssflowError, UnavailableError, UsageError
 from sssflow.pipeline.ir import require_kfp
-from sssflow.pipeline.kfp_errors import no_answer, refusal, strange_answer
+from sssflow.pipeline.kfp_errors import no_answer, no_tls, refusal, strange_answer
 
 T = TypeVar("T")
 
@@ -25,6 +26,7 @@ FINAL = frozenset({"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"})
 
 _LONGEST_WAIT_S = 8.0
 _EQUALS = 1  # the number of the operation in KFP's filters
+_TOKEN = re.compile(r"[!-~]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -286,11 +288,20 @@ class KfpApi:
     def _renew_token(self, settings: Any) -> None:
         path = self.address.token_file
         try:
-            settings.api_key["authorization"] = path.read_text("utf-8").strip() if path else ""
+            token = path.read_text("utf-8", errors="replace").strip() if path else ""
         except OSError as error:
             raise UsageError(
                 "The token cannot be read.", where=path, found=error.strerror
             ) from None
+        if not _TOKEN.fullmatch(token):  # http.client would refuse it, and tell it
+            raise UsageError(
+                "The file holds no bearer token.",
+                where=path,
+                expected="one line of ASCII without spaces, the token alone",
+                found=f"{len(token.splitlines())} line(s)",
+                action="Write the token alone into the file that --token-file names.",
+            )
+        settings.api_key["authorization"] = token
 
     def _ask(
         self,
@@ -326,27 +337,34 @@ class KfpApi:
     @contextlib.contextmanager
     def _explained(self, what: str, *, last: bool) -> Iterator[None]:
         """Turn failures into our errors; those that may pass are swallowed unless `last`."""
-        from urllib3.exceptions import HTTPError, SSLError
+        from urllib3.exceptions import HTTPError
 
         address = self.address.host
         try:
             yield
-        except SSLError as error:
-            raise UsageError(
-                "The server's certificate is not trusted.",
-                where=address,
-                found=error,
-                action="Name the certificate of its authority with --ca-file.",
-            ) from None
         except HTTPError as error:
             if last:
                 raise no_answer(address, what, error) from None
-        except self._models.ApiException as error:
-            refused = refusal(address, what, int(error.status or 0), str(error.body or ""))
+        except (self._models.ApiException, ValueError, AttributeError, TypeError) as error:
+            refused = self._refused(what, error)
             if last or not isinstance(refused, UnavailableError):
                 raise refused from None
-        except (ValueError, AttributeError, TypeError) as error:
-            raise strange_answer(address, f"{type(error).__name__}: {error}") from None
+
+    def _refused(self, what: str, error: Exception) -> SssflowError:
+        """Our error for one of the generated client.
+
+        It takes the body of a refusal for UTF-8, which that of a gateway need not be, and there is
+        none where TLS failed: then a failure to decode hides the refusal.
+        """
+        address, kind = self.address.host, self._models.ApiException
+        behind = error if isinstance(error, kind) else error.__context__
+        if not isinstance(behind, kind):
+            return strange_answer(address, f"{type(error).__name__}: {error}")
+        if not behind.status:
+            return no_tls(address, str(behind.reason))
+        body = behind.body or ""
+        text = body if isinstance(body, str) else body.decode(errors="replace")
+        return refusal(address, what, int(behind.status), text)
 
 
 def _named(name: str) -> str:

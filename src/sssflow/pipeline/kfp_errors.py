@@ -7,6 +7,15 @@ import json
 
 from sssflow.errors import SssflowError, UnavailableError, UsageError
 
+_UNTRUSTED = (
+    "CERTIFICATE_VERIFY_FAILED",
+    "NO_CERTIFICATE_OR_CRL_FOUND",
+    "No such file or directory",
+    "Is a directory",
+)
+"""How a failed TLS connection says that the certificates, or the file of --ca-file, are wrong."""
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+
 
 def no_answer(address: str, what: str, error: Exception) -> UnavailableError:
     """No connection, or none that held."""
@@ -16,6 +25,31 @@ def no_answer(address: str, what: str, error: Exception) -> UnavailableError:
         found=f"{type(error).__name__}: {error}"[:300],
         action="Check the address and the network (`sssflow pipeline doctor --host ...`), then "
         "run the same command again.",
+    )
+
+
+def no_tls(address: str, found: str) -> SssflowError:
+    """TLS failed: over the certificate, over a server that does not speak it, or on the way."""
+    found = " ".join(found.split())[:300]
+    if any(text in found for text in _UNTRUSTED):
+        return UsageError(
+            "The server's certificate is not trusted.",
+            where=address,
+            found=found,
+            action="Name a file with the certificates of its authority with --ca-file.",
+        )
+    if any(text in found for text in _NO_TLS):
+        return UsageError(
+            "The server does not speak HTTPS.",
+            where=address,
+            found=found,
+            action="Write http:// in --host, or name the port that speaks HTTPS.",
+        )
+    return UnavailableError(
+        "The secure connection to the KFP server failed.",
+        where=address,
+        found=found,
+        action="Check the network, then run the same command again.",
     )
 
 

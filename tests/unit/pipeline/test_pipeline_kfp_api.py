@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 import yaml
 
 pytest.importorskip("kfp")
+pytest.importorskip("cryptography")
 
 from kfp_server import FakeKfp, checked, kfp_server, run, task
+from private_tls import private_server
 from s3_server import free_port
 from sssflow.errors import SssflowError, UnavailableError, UsageError
 from sssflow.pipeline.ir import compiled_pipeline
@@ -77,7 +80,7 @@ def test_a_run_whose_answer_was_lost_is_found_and_not_started_twice(fake: FakeKf
     assert list(fake.runs) == ["run-1"]
 
 
-@pytest.mark.parametrize("fault", [500, 503, 429, "cut"])
+@pytest.mark.parametrize("fault", [500, 503, 429, "cut", "gateway"])
 def test_a_failure_that_passes_is_tried_again(fake: FakeKfp, fault: int | str) -> None:
     fake.faults += [("POST /apis/v2beta1/runs", fault), ("GET /apis/v2beta1/runs", fault)]
     assert create(api(fake)) == "run-1"
@@ -139,6 +142,45 @@ def test_the_token_is_read_for_every_call_and_never_told(fake: FakeKfp, tmp_path
     assert "secret" not in caught.value.describe()
     token.unlink()
     with pytest.raises(UsageError, match="token cannot be read"):
+        server.is_multi_user()
+
+
+@pytest.mark.parametrize("text", ["secret-1\nsecret-2\n", "Bearer secret", "", "s\u00e9cret\u2026"])
+def test_a_file_that_holds_no_token_is_named_and_not_told(
+    fake: FakeKfp, tmp_path: Path, text: str
+) -> None:
+    token = tmp_path / "token"
+    token.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match="no bearer token") as caught:
+        api(fake, token_file=token).is_multi_user()
+    assert caught.value.where == str(token)
+    assert "cret" not in caught.value.describe()
+    assert fake.requests == []
+
+
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_a_certificate_is_trusted_if_its_authority_is_named_and_else_told(tmp_path: Path) -> None:
+    with private_server(tmp_path, Healthy) as (url, certificate):
+        for ca_file in (None, tmp_path / "nowhere.pem", certificate.with_name("key.pem"), tmp_path):
+            with pytest.raises(UsageError, match="certificate is not trusted") as caught:
+                KfpApi(KfpAddress(url, ca_file=ca_file)).is_multi_user()
+            assert "--ca-file" in caught.value.action
+        assert KfpApi(KfpAddress(url, ca_file=certificate)).is_multi_user() is False
+
+
+def test_https_to_a_server_without_it_is_told_as_that(fake: FakeKfp) -> None:
+    server = KfpApi(KfpAddress(fake.url.replace("http:", "https:")))
+    with pytest.raises(UsageError, match="does not speak HTTPS"):
         server.is_multi_user()
 
 

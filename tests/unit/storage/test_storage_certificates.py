@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
-import ssl
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,15 +11,11 @@ import pytest
 
 pytest.importorskip("cryptography")
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
+from private_tls import private_server
 from sssflow.errors import UsageError
 from sssflow.storage.s3 import S3Store
 from sssflow.storage.s3_calls import S3Address
 
-HERE = "127.0.0.1"
 ADDRESS = S3Address("bucket", "key")
 
 
@@ -46,35 +38,8 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """Address of a store, and the certificate that it is to be checked against."""
-    folder = tmp_path_factory.mktemp("private")
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hospital")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HERE))]), False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem, format_ = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    (folder / "ca.pem").write_bytes(made.public_bytes(pem))
-    (folder / "key.pem").write_bytes(key.private_bytes(pem, format_, serialization.NoEncryption()))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "ca.pem", folder / "key.pem")
-    server = ThreadingHTTPServer((HERE, 0), Answers)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"https://{HERE}:{server.server_port}", folder / "ca.pem"
-    server.shutdown()
-    server.server_close()
+    with private_server(tmp_path_factory.mktemp("private"), Answers) as found:
+        yield found
 
 
 def test_the_bundle_that_the_environment_names_opens_it_and_a_token_travels_along(
