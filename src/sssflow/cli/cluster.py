@@ -285,6 +285,8 @@ def _parameters(
                 found=address,
                 action="Copy scans there with `sssflow data push FOLDER s3://...`.",
             )
+        if address:
+            S3Address.parse(address)
     digest = data_digest or (source_fingerprint(data) if data else "")
     return parameters_for(experiment, image, store, data, digest)
 

@@ -77,6 +77,11 @@ def run(
         show_config(experiment)
         return
     out = need(out, "OUT", "the folder for the results")
+    for address in (source, store):
+        if address is not None and address.startswith("s3://"):
+            from sssflow.storage.s3_calls import S3Address
+
+            S3Address.parse(address)
     if source is None:
         experiment.require_phantoms()
     elif not source.startswith("s3://"):

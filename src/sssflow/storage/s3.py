@@ -22,7 +22,7 @@ from sssflow.errors import DataError, UnavailableError
 from sssflow.storage.atomic import write_atomically
 from sssflow.storage.digest import sha256_bytes, sha256_file
 from sssflow.storage.s3_calls import DIGEST_KEY, MIB, Clock, S3Address, S3Calls, S3Config
-from sssflow.storage.s3_errors import CutBodyError, is_absent
+from sssflow.storage.s3_errors import CutBodyError, is_absent, status_of
 from sssflow.storage.s3_upload import UploadGoneError, put_in_parts, sweep_uploads
 
 _CHUNK_BYTES = 1 << 18
@@ -71,21 +71,16 @@ class S3Store:
             except Exception as error:
                 if is_absent(error):
                     return None
+                if status_of(error) in (400, 403):
+                    self._list(address)  # which says why, for example that a token has expired
                 raise
             claimed = found.get("Metadata", {}).get(DIGEST_KEY, "")
             return Head(found["ContentLength"], found["ETag"], claimed)
 
         head = self._calls.tried(ask, address, "look at")
         if head is None and address.bucket not in self._buckets:
-            # The answer to HEAD has no body: it does not say whether the object or its bucket is
-            # missing.
-            self._calls.tried(
-                lambda: self._calls.client.list_objects_v2(
-                    Bucket=address.bucket, Prefix=address.key, MaxKeys=1
-                ),
-                address,
-                "look at",
-            )
+            # Whether the object or its bucket is missing.
+            self._calls.tried(lambda: self._list(address), address, "look at")
             self._buckets.add(address.bucket)
         return head
 
@@ -181,6 +176,12 @@ class S3Store:
             UnavailableError: The store failed or was too slow.
         """
         return sweep_uploads(self._calls, folder, older_than_s=older_than_s)
+
+    def _list(self, address: S3Address) -> object:
+        """A call like HEAD, which has no body: the answer of this one tells the cause."""
+        return self._calls.client.list_objects_v2(
+            Bucket=address.bucket, Prefix=address.key, MaxKeys=1
+        )
 
     def _fill(
         self, file: BinaryIO, address: S3Address, etag: str, ref: ObjectRef, clock: Clock

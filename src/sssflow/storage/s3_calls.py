@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urlparse
 
 import boto3
+from botocore import exceptions as boto
 from botocore.config import Config as BotoConfig
 from pydantic import Field
 
 from sssflow.configuration import Config
 from sssflow.errors import SssflowError, UnavailableError, UsageError
-from sssflow.storage.s3_errors import explained, may_pass
+from sssflow.storage.s3_errors import explained, may_pass, unusable
 
 T = TypeVar("T")
 
@@ -25,6 +27,7 @@ DIGEST_KEY = "sssflow-sha256"
 
 MIB = 1 << 20
 _LONGEST_WAIT_S = 5.0
+_ADDRESS = re.compile(r"s3://(?P<bucket>[\w.:-]+)(/(?P<key>[^?#\x00-\x1f]*))?", re.ASCII)
 
 
 class S3Config(Config):
@@ -60,14 +63,17 @@ class S3Address:
         """From `s3://bucket/key`.
 
         Raises:
-            UsageError: Another scheme, no bucket, or a key that climbs.
+            UsageError: Another scheme, no name of a bucket, or a key that climbs.
         """
-        parsed = urlparse(uri)
-        key = parsed.path.lstrip("/")
-        wrong = parsed.scheme != "s3" or not parsed.netloc or parsed.query or parsed.fragment
-        if wrong or ".." in key.split("/") or "\x00" in key:
-            raise UsageError("Not an S3 address.", where=uri, expected="s3://bucket/key")
-        return cls(parsed.netloc, key)
+        found = _ADDRESS.fullmatch(uri)
+        key = (found["key"] or "").lstrip("/") if found else ""
+        if found is None or ".." in key.split("/"):
+            raise UsageError(
+                "Not an S3 address.",
+                where=uri,
+                expected="s3://bucket/key; the bucket of letters, digits, - and .; no ? and #",
+            )
+        return cls(found["bucket"], key)
 
     def child(self, name: str) -> S3Address:
         """The address of `name` below this one."""
@@ -106,11 +112,17 @@ class S3Calls:
     Args:
         config: How the store is reached.
         sleep: Waits some seconds between attempts.
+
+    Raises:
+        UsageError: The settings, or those of boto3's chain, name no store.
     """
 
     def __init__(self, config: S3Config, sleep: Callable[[float], None]) -> None:
         self.config = config
-        self.client = _client(config)
+        try:
+            self.client = _client(config)
+        except (boto.BotoCoreError, ValueError) as error:
+            raise unusable(error, config.endpoint_url or "boto3's settings") from None
         self._sleep = sleep
         self._random = SystemRandom()
 

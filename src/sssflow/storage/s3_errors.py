@@ -31,6 +31,7 @@ _UNTRUSTED = (
     "CERTIFICATE_VERIFY_FAILED",
     "NO_CERTIFICATE_OR_CRL_FOUND",
     "No such file or directory",
+    "Is a directory",
 )
 """How a failed TLS connection says that the certificates, or the file that AWS_CA_BUNDLE names, are
 at fault: another try changes nothing."""
@@ -41,6 +42,13 @@ _NO_CREDENTIALS = (
     boto.TokenRetrievalError,
     boto.ProfileNotFound,
 )
+_SETTINGS = (
+    boto.ParamValidationError,
+    boto.EndpointProviderError,
+    boto.ConfigParseError,
+    boto.InvalidRegionError,
+)
+"""The call was not made: a name of the bucket, an endpoint or a region is none."""
 _PASSING_ERRORS = (
     boto.HTTPClientError,
     boto.IncompleteReadError,
@@ -82,7 +90,7 @@ def may_pass(error: BaseException) -> bool:
     if isinstance(error, boto.ClientError):
         status = status_of(error)
         return status >= 500 or status in (408, 429) or code_of(error) in _PASSING_CODES
-    if isinstance(error, (*_NO_CREDENTIALS, boto.ParamValidationError)) or _is_untrusted(error):
+    if isinstance(error, (*_NO_CREDENTIALS, *_SETTINGS)) or _is_untrusted(error):
         return False
     return isinstance(error, _PASSING_ERRORS)
 
@@ -102,6 +110,8 @@ def explained(error: BaseException, address: str, verb: str) -> SssflowError:
         )
     if isinstance(error, boto.ClientError):
         return _explained_answer(error, address, verb)
+    if isinstance(error, _SETTINGS):
+        return unusable(error, address)
     if _is_untrusted(error):
         return UsageError(
             "The certificate of the object store is not trusted.",
@@ -115,6 +125,17 @@ def explained(error: BaseException, address: str, verb: str) -> SssflowError:
         where=address,
         found=f"{type(error).__name__}: {error}"[:300],
         action="Check the endpoint and the network, then run the same command again.",
+    )
+
+
+def unusable(error: BaseException, where: str) -> UsageError:
+    """Our error for settings with which no call can be made."""
+    return UsageError(
+        "No object store can be reached with these settings.",
+        where=where,
+        found=" ".join(str(error).split())[:300],
+        action="Correct the address, AWS_ENDPOINT_URL (http://HOST:PORT or https://HOST), "
+        "AWS_PROFILE, AWS_DEFAULT_REGION, or the file that AWS_CONFIG_FILE names.",
     )
 
 

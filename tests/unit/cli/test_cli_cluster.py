@@ -126,6 +126,8 @@ def test_a_digest_by_hand_needs_no_store_from_here(fake: FakeKfp) -> None:
     [
         ((), "no scans to ingest"),
         (("--data", "/scans"), "data push"),
+        (("--data", "s3://[bucket]/scans"), "Not an S3 address"),
+        ((*PHANTOMS, "--store", "s3://"), "Not an S3 address"),
         ((*PHANTOMS, "--triton", "grpc://sam2:8001"), "sam.onnx.bundle"),
         ((*PHANTOMS, "--triton", "sam2"), "sam.triton.url"),
         ((*PHANTOMS, "--toleration", "a:Never"), "Not a toleration"),

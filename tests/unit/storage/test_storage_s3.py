@@ -43,7 +43,18 @@ def files_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "uri", ["file:///x", "s3:///key", "s3://bucket/a/../b", "bucket/key", "s3://b/k?x=1"]
+    "uri",
+    [
+        "file:///x",
+        "s3:///key",
+        "s3://bucket/a/../b",
+        "bucket/key",
+        "s3://b/k?x=1",
+        "s3://[bucket]/key",
+        "s3://[bucket/key",
+        "s3://my bucket/key",
+        "s3://key:secret@bucket/key",
+    ],
 )
 def test_an_address_of_another_form_is_refused(uri: str) -> None:
     with pytest.raises(UsageError, match="S3 address"):
