@@ -33,14 +33,20 @@ def resolve(uri: str, *, base: Path) -> Path:
 
     Raises:
         DataError: A relative URI leaves `base`.
-        UsageError: A scheme other than `file`.
+        UsageError: A scheme other than `file`, or a path on another machine.
     """
     if "://" not in uri:
         return below(uri, base=base)
-    parsed = urlparse(uri)
-    if parsed.scheme != "file":
+    try:
+        parsed = urlparse(uri)
+    except ValueError:  # a name of a host in brackets that is none
+        parsed = urlparse("")
+    # What stands between // and / is the name of a machine: file://scans/x would be /x.
+    if parsed.scheme != "file" or parsed.netloc not in ("", "localhost") or not parsed.path:
         raise UsageError(
-            "This address cannot be read here.", where=uri, expected="file:// or a relative path"
+            "This address cannot be read here.",
+            where=uri,
+            expected="file:///FOLDER (three slashes) or a relative path",
         )
     return Path(unquote(parsed.path))
 
@@ -49,7 +55,7 @@ def to_path(uri_or_path: str) -> Path:
     """Path of a plain path or a `file://` URI.
 
     Raises:
-        UsageError: Another scheme.
+        UsageError: Another scheme, or a path on another machine.
     """
     if "://" not in uri_or_path:
         return Path(uri_or_path)

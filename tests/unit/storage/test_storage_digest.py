@@ -99,7 +99,10 @@ def test_addresses_become_paths(tmp_path: Path) -> None:
     assert to_path("file:///data/x") == Path("/data/x")
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/key", "http://host/file"])
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://bucket/key", "http://host/file", "file://scans/acdc", "file://scans", "file://[x/y"],
+)
 def test_an_address_of_another_kind_is_refused(tmp_path: Path, uri: str) -> None:
     with pytest.raises(UsageError, match="cannot be read here"):
         resolve(uri, base=tmp_path)
