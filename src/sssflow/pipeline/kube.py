@@ -54,12 +54,14 @@ class Kube:
         self, namespace: str = "", *, context: str | None = None, kubeconfig: str | None = None
     ) -> None:
         require_kfp()
+        import yaml
         from kubernetes import config
 
+        wrong = (OSError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError)
         try:
             self._api = answering_once(config.new_client_from_config(kubeconfig, context=context))
             _, current = config.list_kube_config_contexts(kubeconfig)
-        except (config.ConfigException, OSError, KeyError, TypeError, ValueError) as error:
+        except (config.ConfigException, *wrong) as error:
             raise UsageError(
                 "There is no usable kubeconfig.",
                 where=kubeconfig or "~/.kube/config",
@@ -77,8 +79,7 @@ class Kube:
             PermissionError: It may not be read with this kubeconfig.
             UnavailableError: The API did not answer.
         """
-        found: dict[str, Any] = json.loads(self._call("GET", path, query=query))
-        return found
+        return self._object(self._call("GET", path, query=query))
 
     def allowed(self, account: str, group: str, resource: str, verb: str) -> bool:
         """Whether a service account of the namespace may do this here."""
@@ -99,7 +100,7 @@ class Kube:
             },
         }
         path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
-        answer = json.loads(self._call("POST", path, body=review))
+        answer = self._object(self._call("POST", path, body=review))
         return bool(answer["status"]["allowed"])
 
     def pods_of(self, run_id: str) -> list[dict[str, Any]]:
@@ -120,6 +121,16 @@ class Kube:
             return self._call("GET", path, query=query)
         except (LookupError, PermissionError, SssflowError):
             return ""
+
+    def _object(self, text: str) -> dict[str, Any]:
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):  # a login page, or a proxy's
+            said = f"a page that begins with {text.strip()[:40]!r}"
+            raise _unreachable(self._api.configuration.host, said)
+        return found
 
     def _call(
         self, method: str, path: str, query: dict[str, str] | None = None, body: Any = None

@@ -73,6 +73,9 @@ def call(
         )
         return str(answer.data.decode(errors="replace"))
     except ApiException as error:
-        raise NoAnswerError(int(error.status or 0), str(error.body or "")[:500]) from None
+        # Without a body the reason tells, for example, which certificate is not trusted.
+        told = error.body or error.reason or ""
+        text = told.decode(errors="replace") if isinstance(told, bytes) else str(told)
+        raise NoAnswerError(int(error.status or 0), " ".join(text.split())[:500]) from None
     except (HTTPError, OSError) as error:
         raise NoAnswerError(0, f"{type(error).__name__}: {error}"[:300]) from None
