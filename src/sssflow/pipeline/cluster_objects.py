@@ -19,6 +19,9 @@ _PATHS = {
     "Pod": "/api/v1/namespaces/{}/pods",
 }
 
+_NOT_ADMITTED = ("admission webhook", "exceeded quota", "violates PodSecurity")
+"""How an answer 403 says that the right is there and the object is at fault."""
+
 Object = dict[str, Any]
 
 
@@ -62,9 +65,17 @@ class Cluster:
         return self._call("GET", f"{self._path(kind)}/{name}")
 
     def create(self, made: Object) -> Object:
-        """Create an object; one that is there already is returned as it is."""
-        found = self._call("POST", self._path(made["kind"]), body=made)
-        return found or self.find(made["kind"], made["metadata"]["name"]) or made
+        """Create an object; one that is there already is returned as it is.
+
+        Raises:
+            UsageError: The cluster does not know its kind, or does not admit it.
+            UnavailableError: It was not made, as over a quota that changed in that moment.
+        """
+        kind, name = made["kind"], made["metadata"]["name"]
+        found = self._call("POST", self._path(kind), body=made) or self.find(kind, name)
+        if found is None:
+            raise _refused("POST", self._path(kind), 409, f"{kind} {name} is not there after it")
+        return found
 
     def hand_over(self, kind: str, name: str, owners: list[Object]) -> None:
         """Let an object go when its new owners go."""
@@ -106,7 +117,7 @@ class Cluster:
         try:
             return call(self._api, method, path, query=query, body=body)
         except NoAnswerError as error:
-            if error.status in (404, 409):
+            if error.status == 409 or (error.status == 404 and method != "POST"):
                 return None
             raise _refused(method, path, error.status, error.found) from None
 
@@ -115,6 +126,20 @@ def _refused(
     method: str, path: str, status: int, found: str
 ) -> UsageError | InternalError | UnavailableError:
     where = f"{method} {path}"
+    if status == 404:
+        return UsageError(
+            "The cluster does not know objects of this kind, or not this namespace.",
+            where=where,
+            found=found,
+            action="A TrainJob needs Kubeflow Trainer: install it, or set pipeline.nodes.kind=job.",
+        )
+    if status == 403 and any(words in found for words in _NOT_ADMITTED):
+        return UsageError(
+            "The cluster does not admit an object.",
+            where=where,
+            found=found,
+            action="Correct pipeline.nodes, or ask who administers the cluster.",
+        )
     if status == 403:
         return UsageError(
             "The service account of this task may not do this.",

@@ -31,7 +31,7 @@ _OF_TRAIN_JOBS = tuple(
 )
 _OF_JOBS = (
     *(("batch", "jobs", verb) for verb in ("create", "get", "patch", "delete")),
-    *(("", "services", verb) for verb in ("create", "delete")),
+    *(("", "services", verb) for verb in ("create", "get", "delete")),
 )
 """What the same account needs beside, where its task starts machines for a training."""
 

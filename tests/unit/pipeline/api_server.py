@@ -15,8 +15,8 @@ Object = dict[str, Any]
 class ApiServer(ThreadingHTTPServer):
     """Objects by path; `calls` are the changes that were asked for.
 
-    `refusals` maps "METHOD resource" to a status with which it is answered. With `knows_trainer`
-    the group of Kubeflow Trainer is there.
+    `refusals` maps "METHOD resource" to a status with which it is answered, `reason` is what the
+    answer says. With `knows_trainer` the group of Kubeflow Trainer is there.
     """
 
     def __init__(self) -> None:
@@ -26,6 +26,7 @@ class ApiServer(ThreadingHTTPServer):
         self.logs: dict[str, str] = {}
         self.calls: list[str] = []
         self.refusals: dict[str, int] = {}
+        self.reason = "no"
         self.knows_trainer = False
         self.made = 0
 
@@ -95,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         for key, status in self.server.refusals.items():
             method, name = key.split()
             if method == self.command and name in resource:
-                self._answer(status, {"message": "no"})
+                self._answer(status, {"message": self.server.reason})
                 return True
         return False
 

@@ -226,6 +226,8 @@ def test_a_long_outage_leaves_the_machines_for_the_next_try(server, cluster, tmp
     ("status", "kind", "what"),
     [
         (403, UsageError, "rbac.training"),
+        (404, UsageError, "pipeline.nodes.kind=job"),
+        (409, UnavailableError, "not there after it"),
         (422, InternalError, "refuses"),
         (500, UnavailableError, "500"),
     ],
@@ -234,6 +236,21 @@ def test_a_refused_object_is_told_by_its_cause(status, kind, what, server, clust
     server.refusals = {"POST jobs": status}
     with pytest.raises(kind, match=what):
         run_on_nodes(cluster, wanted(), tmp_path / "pulse", FAST)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        'admission webhook "validator.trainjob" denied the request: runtimeRef: not found',
+        "jobs.batch is forbidden: exceeded quota: team, requested: count/jobs.batch=1",
+    ],
+)
+def test_an_object_that_is_not_admitted_is_no_lack_of_rights(reason, server, cluster, tmp_path):
+    server.refusals, server.reason = {"POST jobs": 403}, reason
+    with pytest.raises(UsageError, match="does not admit") as caught:
+        run_on_nodes(cluster, wanted(), tmp_path / "pulse", FAST)
+    assert "rbac" not in caught.value.action
+    assert caught.value.found.startswith("{")
 
 
 def test_machines_that_somebody_deleted_are_started_again(server, cluster, tmp_path, monkeypatch):

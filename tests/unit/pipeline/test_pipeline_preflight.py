@@ -13,7 +13,7 @@ pytest.importorskip("kfp")
 from kfp_server import FakeKfp, kfp_server
 from kube_server import FakeKube, kube_server
 from s3_server import Server
-from sssflow.errors import UsageError
+from sssflow.errors import UnavailableError, UsageError
 from sssflow.pipeline.kfp_api import KfpAddress, KfpApi
 from sssflow.pipeline.kube import Kube
 from sssflow.pipeline.preflight import Check, Needs, examine
@@ -160,6 +160,32 @@ def test_without_a_kubeconfig_the_server_and_the_store_are_still_looked_at(fake:
     assert found[-1].remedy == "Set KUBECONFIG."
 
 
+def test_a_page_in_the_place_of_an_answer_is_no_kubernetes(look, cluster: FakeKube) -> None:
+    cluster.answers["/version"] = "<html>Log in</html>"
+    assert "Log in" in look()["Kubernetes API"].detail
+    cluster.answers["/version"] = {"gitVersion": "v1"}
+    cluster.answers[TEAM] = "<html>Log in</html>"
+    assert look()["namespace"].state == "missing"
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [1\nb: }{", "- a", "x", "", "\x00", '{"contexts": null, "current-context": "x"}']
+)
+def test_a_file_that_is_no_kubeconfig_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(text)
+    with pytest.raises(UsageError, match="no usable kubeconfig") as caught:
+        Kube(kubeconfig=str(tmp_path / "config"))
+    assert caught.value.where == str(tmp_path / "config")
+
+
+def test_a_cluster_that_is_not_reached_by_tls_says_why(cluster: FakeKube) -> None:
+    text = cluster.kubeconfig.read_text().replace("http:", "https:")
+    cluster.kubeconfig.write_text(text)
+    with pytest.raises(UnavailableError) as caught:
+        Kube(kubeconfig=str(cluster.kubeconfig)).get("/version")
+    assert "SSLError" in caught.value.found
+
+
 @pytest.mark.parametrize(
     ("changes", "hint"),
     [
@@ -232,6 +258,8 @@ def test_machines_need_rights_of_their_own_which_depend_on_the_trainer(
     found = look(machines=True)["machines"]
     assert (found.state, found.detail) == ("missing", "pipeline-runner may not create services")
     assert "rbac.training: true" in found.remedy
+    cluster.denied |= {"get services"}  # asked for when the machines of a killed try are adopted
+    assert "get services" in look(machines=True)["machines"].detail
     cluster.answers["/apis/trainer.kubeflow.org/v1alpha1"] = {"resources": []}
     assert "create trainjobs" in look(machines=True)["machines"].detail
     cluster.denied = set()
