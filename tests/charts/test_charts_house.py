@@ -75,6 +75,14 @@ def test_every_object_holds_to_its_kubernetes_schema(
 
 
 @pytest.mark.parametrize(("chart", "overlay"), PROFILES)
+def test_names_of_digits_alone_stay_text(charts: Renderer, chart: str, overlay: str) -> None:
+    """Such releases and namespaces are legal: a date, a number of a build."""
+    names = {"nameOverride": "7", "fullnameOverride": "42"}
+    objects = charts.objects(chart, overlay, names, release="2026", namespace="123")
+    assert [line for o in objects for line in problems(o)] == []
+
+
+@pytest.mark.parametrize(("chart", "overlay"), PROFILES)
 def test_the_oldest_supported_kubernetes_knows_every_field(
     charts: Renderer, chart: str, overlay: str
 ) -> None:

@@ -18,8 +18,8 @@
 
 {{/* What selects pods never changes between versions: selectors are immutable. */}}
 {{- define "sam2-triton.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "sam2-triton.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "sam2-triton.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{/* Without versions: a new chart alone restarts no pod. */}}

@@ -21,8 +21,8 @@
 {{- end -}}
 
 {{- define "sssflow.labels" -}}
-app.kubernetes.io/name: {{ include "sssflow.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "sssflow.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: namespace
 app.kubernetes.io/part-of: sssflow
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -32,8 +32,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{/* Name, namespace and labels of an object; `suffix` is what its name ends with. */}}
 {{- define "sssflow.metadata" -}}
-name: {{ include "sssflow.fullname" .root }}{{ .suffix }}
-namespace: {{ include "sssflow.namespace" .root }}
+name: {{ printf "%s%s" (include "sssflow.fullname" .root) .suffix | quote }}
+namespace: {{ include "sssflow.namespace" .root | quote }}
 labels:
   {{- include "sssflow.labels" .root | nindent 2 }}
 {{- end -}}
@@ -56,7 +56,7 @@ labels:
 {{- range $position, $account := prepend .Values.rbac.extraServiceAccounts (include "sssflow.serviceAccount" .) | uniq -}}
 {{- if $position }}{{ "\n" }}{{ end -}}
 - kind: ServiceAccount
-  name: {{ $account }}
-  namespace: {{ $namespace }}
+  name: {{ $account | quote }}
+  namespace: {{ $namespace | quote }}
 {{- end -}}
 {{- end -}}
