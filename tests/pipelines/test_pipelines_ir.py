@@ -14,7 +14,7 @@ pytest.importorskip("kfp")
 pytest.importorskip("kfp.kubernetes")
 
 from components import BASE_IMAGE
-from sssflow.errors import UsageError
+from sssflow.errors import UnavailableError, UsageError
 from sssflow.pipeline.ir import compile_pipeline, compiled_pipeline
 from sssflow.pipeline.results import OUTPUTS
 
@@ -55,6 +55,17 @@ def test_two_processes_with_other_hash_seeds_compile_to_equal_bytes(tmp_path: Pa
             check=True,
         )
     assert (tmp_path / "1.yaml").read_bytes() == (tmp_path / "2.yaml").read_bytes()
+
+
+def test_a_place_that_cannot_hold_the_compiled_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="this is a folder") as caught:
+        compile_pipeline("sss_training", tmp_path)
+    assert str(tmp_path / "sss_training.yaml") in caught.value.action
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "file" / "made.yaml", tmp_path / ("n" * 300)):
+        with pytest.raises(UnavailableError, match="cannot be written"):
+            compile_pipeline("sss_training", target)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_package_finds_its_compiled_pipeline() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from sssflow.errors import InternalError, UsageError
+from sssflow.errors import InternalError, UnavailableError, UsageError
 from sssflow.storage.atomic import write_bytes
 
 PIPELINES: Final = {"sss_training": "sss_training"}
@@ -43,7 +43,9 @@ def compile_pipeline(name: str, target: Path, *, checkout: Path = _CHECKOUT) -> 
     """Compile `pipelines/<name>.py` of a checkout to `target`; equal sources give equal bytes.
 
     Raises:
-        UsageError: There is no such pipeline, kfp is not installed, or `checkout` holds none.
+        UsageError: There is no such pipeline, kfp is not installed, `checkout` holds none, or
+            `target` is a folder.
+        UnavailableError: `target` cannot be written.
     """
     _require_known(name)
     require_kfp()
@@ -62,12 +64,26 @@ def compile_pipeline(name: str, target: Path, *, checkout: Path = _CHECKOUT) -> 
     finally:
         sys.path.remove(str(checkout))
     draft = target.with_name(f".{target.stem}.draft.yaml")
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        compiler.Compiler().compile(function, str(draft))
-        write_bytes(target, draft.read_bytes())
-    finally:
-        draft.unlink(missing_ok=True)
+        if target.is_dir():
+            raise UsageError(
+                "A pipeline is compiled to a file, and this is a folder.",
+                where=target,
+                action=f"Name a file, for example {target / name}.yaml",
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            compiler.Compiler().compile(function, str(draft))
+            write_bytes(target, draft.read_bytes())
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise UnavailableError(
+            "The file cannot be written.",
+            where=target,
+            found=error.strerror,
+            action="Choose another file, then run the same command again.",
+        ) from None
     return target
 
 

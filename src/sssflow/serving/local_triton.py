@@ -174,7 +174,8 @@ def down(state: Path, *, exit_timeout_s: int = 30) -> bool:
     found = status(state)
     if found is not None:
         _end_process(found.pid, exit_timeout_s)
-    (state / STATE_FILE).unlink(missing_ok=True)
+    with contextlib.suppress(NotADirectoryError):
+        (state / STATE_FILE).unlink(missing_ok=True)
     return found is not None
 
 

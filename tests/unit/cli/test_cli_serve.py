@@ -30,3 +30,11 @@ def test_the_status_without_a_server_says_how_to_start_one(
     assert "next: Start one: sssflow serve up REPOSITORY\n" in capsys.readouterr().err
     assert run(["serve", "status", "--state", "other"]) == 69
     assert "serve up REPOSITORY --state other\n" in capsys.readouterr().err
+
+
+def test_there_is_nothing_to_stop_where_the_state_is_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(["serve", "down", "--state", str(tmp_path / "file")]) == 0
+    assert capsys.readouterr().out == "no server was running\n"
