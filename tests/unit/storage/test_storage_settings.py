@@ -19,7 +19,7 @@ ADDRESS = S3Address("bucket", "x")
 @pytest.mark.parametrize(
     ("name", "text", "hint"),
     [
-        ("AWS_ENDPOINT_URL", "localhost:9000", "localhost:9000"),
+        ("AWS_ENDPOINT_URL", "store:9000", "store:9000"),
         ("AWS_ENDPOINT_URL", "http://[::1", "IPv6"),
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:port", "127.0.0.1:port"),
         ("AWS_PROFILE", "nobody", "(nobody) could not be found"),
