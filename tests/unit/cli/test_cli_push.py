@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,12 @@ def test_what_cannot_be_pushed_is_refused(scans: Path, tmp_path: Path, capsys) -
     assert run(["data", "push", str(tmp_path / "empty"), "s3://bucket/x"]) == 65
     assert run(["data", "push", str(tmp_path / "none"), "s3://bucket/x"]) == 65
     assert "unmounted disk" in capsys.readouterr().err
+
+
+def test_names_that_are_no_utf_8_are_refused_before_anything_is_sent(scans: Path, capsys) -> None:
+    (Path(os.fsdecode(os.fsencode(scans) + b"/caf\xe9.nii"))).write_bytes(b"x")
+    assert run(["data", "push", str(scans), "s3://bucket/x"]) == 65
+    assert "'caf\\udce9.nii'" in capsys.readouterr().err
 
 
 def test_a_folder_with_links_is_refused_before_anything_is_sent(scans: Path, capsys) -> None:
