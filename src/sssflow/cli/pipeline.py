@@ -25,6 +25,7 @@ from sssflow.cli.session import (
     read_experiment,
     show_config,
 )
+from sssflow.errors import UsageError
 from sssflow.storage.uri import to_path
 
 if TYPE_CHECKING:
@@ -77,11 +78,7 @@ def run(
         show_config(experiment)
         return
     out = need(out, "OUT", "the folder for the results")
-    for address in (source, store):
-        if address is not None and address.startswith("s3://"):
-            from sssflow.storage.s3_calls import S3Address
-
-            S3Address.parse(address)
+    _require_places(source, store)
     if source is None:
         experiment.require_phantoms()
     elif not source.startswith("s3://"):
@@ -97,8 +94,27 @@ def run(
         ),
     )
     if plan.start(context, dry_run=dry_run):
-        result = run_here(experiment, out, source, store)
+        result = run_here(experiment, out, source, store or None)
         close(result, out, own_scans_next=source is None)
+
+
+def _require_places(source: str | None, store: str | None) -> None:
+    """Refuse addresses that the first task would refuse, and a store that is a file.
+
+    Raises:
+        UsageError: There is one.
+    """
+    from sssflow.storage.s3_calls import S3Address
+
+    for address in filter(None, (source, store)):
+        if address.startswith("s3://"):
+            S3Address.parse(address)
+        elif address == store and to_path(store).is_file():
+            raise UsageError(
+                "The store must be a folder, and this is a file.",
+                where=store,
+                action="Name a folder; one that is not there is made.",
+            )
 
 
 def run_here(

@@ -178,12 +178,10 @@ def component_task(name: str, label: str, store_uri: str) -> Iterator[Task]:
     Raises:
         SystemExit: The body failed; the code is that of the error's kind.
     """
-    try:
-        store = Store(store_uri, program=program_digest())
-    except SssflowError as error:
-        _fail(error, None)
     listening = listening_folder()
     events = EventLog(listening, name, label)
+    with _exit_on_failure(name, label, events):
+        store = Store(store_uri, program=program_digest())
     with contextlib.closing(store), _exit_on_failure(name, label, events), disk_errors(store.root):
         if stop_requested(listening):
             raise InterruptedRun("The task did not begin: the run is being stopped.")
@@ -212,11 +210,10 @@ def _exit_on_failure(name: str, label: str, events: EventLog) -> Iterator[None]:
         )
 
 
-def _fail(error: SssflowError, events: EventLog | None) -> NoReturn:
+def _fail(error: SssflowError, events: EventLog) -> NoReturn:
     message = error.describe()
-    if events is not None:
-        with contextlib.suppress(OSError):
-            events.write("failed", message, error.exit_code)
+    with contextlib.suppress(OSError):
+        events.write("failed", message, error.exit_code)
     _logger.error("%s (exit %d): %s", error.kind, error.exit_code, message)
     sys.stdout.flush()
     sys.exit(error.exit_code)

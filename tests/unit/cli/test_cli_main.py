@@ -223,6 +223,18 @@ def test_an_output_that_is_a_file_is_exit_64(
     assert "next: Name a folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("store", ["gs://bucket/x", "s3://[bucket]/x", "file://results", "FILE"])
+def test_a_store_that_can_hold_nothing_is_exit_64(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "x").write_text("")
+    given = str(tmp_path / "scans" / "x") if store == "FILE" else store
+    words = ["pipeline", "run", str(tmp_path / "out"), "--source", str(tmp_path / "scans")]
+    assert run([*words, "--store", given, "--dry-run"]) == 64
+    assert f"where: {given}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("texts", "then"),
     [

@@ -190,11 +190,13 @@ def test_a_stage_that_ends_without_its_result_is_a_failure(tmp_path, caplog) -> 
     assert "without its result" in caplog.text
 
 
-def test_a_store_that_cannot_be_reached_is_a_failure_with_a_reason(caplog) -> None:
+def test_a_store_that_cannot_be_reached_is_a_failure_with_a_reason(caplog, listening) -> None:
     with pytest.raises(SystemExit) as caught, component_task("ingest", "", "ftp://x/y"):
         pytest.fail("the body must not run")
     assert caught.value.code == 64
     assert "ftp://x/y" in caplog.text
+    ((state, message, code),) = states(listening)
+    assert (state, "ftp://x/y" in message, code) == ("failed", True, 64)
 
 
 def test_without_a_listener_nothing_is_told_and_nothing_is_left(tmp_path, monkeypatch) -> None:
