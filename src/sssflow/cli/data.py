@@ -184,14 +184,6 @@ def push(
             found=f"{len(links)} link(s), for example {links[0].relative_to(source)}",
             action=f"Push a copy without links: {quoted('cp', '-rL', source, 'COPY')}",
         )
-    unread = [p for p in found if not _is_utf8(p.relative_to(source))]
-    if unread:
-        raise DataError(
-            "Names of files must be UTF-8: keys of an object store are.",
-            where=source,
-            found=f"{len(unread)} other(s), for example {str(unread[0].relative_to(source))!a}",
-            action="Rename them, for example with `convmv -f latin1 -t utf8 -r --notest FOLDER`.",
-        )
     plan = Plan(
         "data push",
         f"copies every file to {address}, then the manifest",
@@ -229,14 +221,6 @@ def sweep(
     swept = S3Store().sweep_uploads(S3Address.parse(address), older_than_s=3600 * older_than_h)
     uploads = "1 unfinished upload was" if swept == 1 else f"{swept} unfinished uploads were"
     console().print(f"[bold]done[/bold]: {uploads} aborted")
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        path.as_posix().encode()
-    except UnicodeEncodeError:  # from a name in Latin-1, as old archives have them
-        return False
-    return True
 
 
 def _require_store(address: str) -> None:

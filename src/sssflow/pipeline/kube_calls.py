@@ -77,5 +77,8 @@ def call(
         told = error.body or error.reason or ""
         text = told.decode(errors="replace") if isinstance(told, bytes) else str(told)
         raise NoAnswerError(int(error.status or 0), " ".join(text.split())[:500]) from None
+    except ValueError:  # its text would tell the token
+        said = "a credential that HTTP cannot carry, such as a token of more than one line"
+        raise NoAnswerError(0, said) from None
     except (HTTPError, OSError) as error:
         raise NoAnswerError(0, f"{type(error).__name__}: {error}"[:300]) from None

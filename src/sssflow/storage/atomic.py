@@ -27,6 +27,14 @@ _DISK_ERRNOS = (
     errno.EACCES,
     errno.EPERM,
     errno.EIO,
+    # A network disk that went away, and names that no file system takes.
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ENODEV,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
 )
 
 

@@ -23,5 +23,5 @@ def require_text_name(path: Path) -> None:
             where=str(path).encode(errors="backslashreplace").decode(),
             expected="UTF-8",
             found=os.fsencode(path),
-            action="Rename the file or folder.",
+            action="Rename it; `convmv -f latin1 -t utf8 -r --notest FOLDER` does a whole folder.",
         ) from None

@@ -58,7 +58,7 @@ def test_what_cannot_be_pushed_is_refused(scans: Path, tmp_path: Path, capsys) -
 def test_names_that_are_no_utf_8_are_refused_before_anything_is_sent(scans: Path, capsys) -> None:
     (Path(os.fsdecode(os.fsencode(scans) + b"/caf\xe9.nii"))).write_bytes(b"x")
     assert run(["data", "push", str(scans), "s3://bucket/x"]) == 65
-    assert "'caf\\udce9.nii'" in capsys.readouterr().err
+    assert "caf\\udce9.nii" in capsys.readouterr().err
 
 
 def test_a_folder_with_links_is_refused_before_anything_is_sent(scans: Path, capsys) -> None:

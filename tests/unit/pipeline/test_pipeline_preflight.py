@@ -186,6 +186,14 @@ def test_a_cluster_that_is_not_reached_by_tls_says_why(cluster: FakeKube) -> Non
     assert "SSLError" in caught.value.found
 
 
+def test_a_token_that_http_cannot_carry_is_told_but_not_shown(cluster: FakeKube) -> None:
+    text = cluster.kubeconfig.read_text().replace('"t"', r'"hidden\nsecond"')
+    cluster.kubeconfig.write_text(text)
+    with pytest.raises(UnavailableError, match="more than one line") as caught:
+        Kube(kubeconfig=str(cluster.kubeconfig)).get("/version")
+    assert "hidden" not in caught.value.describe()
+
+
 @pytest.mark.parametrize(
     ("changes", "hint"),
     [

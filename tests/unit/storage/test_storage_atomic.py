@@ -109,7 +109,9 @@ def test_only_old_leftovers_of_ours_are_swept(tmp_path: Path) -> None:
     assert sweep_leftovers(tmp_path / "missing") == []
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize(
+    "code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ESTALE, errno.ENOTDIR]
+)
 def test_a_disk_that_refuses_is_exit_69_and_nothing_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
