@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,11 @@ def run_keys(
     )
 
 
-def _require_known(sections: Iterable[str], known_methods: Mapping[str, Any]) -> None:
-    """Refuse keys of a protocol for a method that there is not; they would change nothing."""
-    for name in sections:
+def _require_known(
+    sections: Mapping[str, Mapping[str, Any]], known_methods: Mapping[str, Any]
+) -> None:
+    """Refuse keys of a protocol for a method that there is not, and those that each run sets."""
+    for name, section in sections.items():
         if name not in known_methods:
             near = difflib.get_close_matches(name, known_methods, n=1, cutoff=0.4)
             raise UsageError(
@@ -120,6 +122,15 @@ def _require_known(sections: Iterable[str], known_methods: Mapping[str, Any]) ->
                 found=name,
                 action="Correct the name; `sssflow bench --list` shows the methods.",
             )
+        for key in section:
+            if instead := _OF_THE_RUN.get(f"train.{key}"):
+                raise UsageError(
+                    "This key of the protocol changes nothing.",
+                    where=f"methods.{name}.{key}",
+                    expected=instead,
+                    found=key,
+                    action=f"Leave it out, or use {instead}.",
+                )
 
 
 def require_settable(config: BenchConfig) -> None:

@@ -138,6 +138,15 @@ def test_keys_of_a_protocol_for_a_method_that_there_is_not_are_refused(
     assert (refused.value.where, refused.value.expected) == (f"methods.{name}", expected)
 
 
+def test_keys_of_a_method_that_every_run_sets_itself_are_refused(tiny_protocol: Protocol) -> None:
+    for key, instead in (("seed", "--seeds"), ("method", "--methods"), ("selection", "selection")):
+        changed = tiny_protocol.model_copy(update={"methods": {"mean_teacher": {key: 1}}})
+        with pytest.raises(UsageError, match="changes nothing") as refused:
+            run_keys(changed, BenchConfig(), METHODS)
+        assert refused.value.where == f"methods.mean_teacher.{key}"
+        assert instead in refused.value.expected
+
+
 def test_a_protocol_that_names_published_figures_that_there_are_not_is_refused_when_it_is_read(
     tmp_path: Path,
 ) -> None:
