@@ -102,7 +102,8 @@ class S3Store:
             )
         parts: list[bytes] = []
         span = (0, found.size_bytes)
-        self._read(address, found.etag, span, parts.append, self._calls.clock())
+        clock = self._calls.clock(found.size_bytes)
+        self._read(address, found.etag, span, parts.append, clock)
         return b"".join(parts)
 
     def get_file(self, address: S3Address, ref: ObjectRef, target: Path) -> Path:
@@ -121,7 +122,7 @@ class S3Store:
                 found="nothing" if found is None else f"{found.size_bytes} bytes",
                 action="Run the stage that wrote it again.",
             )
-        etag, clock = found.etag, self._calls.clock()
+        etag, clock = found.etag, self._calls.clock(ref.size_bytes)
         # A bit may have flipped on the way: worth another try, never worth believing.
         for _ in range(self.config.attempts):
             try:
@@ -169,7 +170,7 @@ class S3Store:
     def sweep_uploads(self, folder: S3Address, *, older_than_s: float = 86_400.0) -> int:
         """Abort unfinished uploads below `folder` that killed processes left; returns how many.
 
-        A younger one may belong to a living writer, which ends within `deadline_s`.
+        A younger one may belong to a living writer: the largest object gets 12 hours.
 
         Raises:
             UsageError: The bucket does not exist, or the credentials do not open it.

@@ -27,6 +27,8 @@ DIGEST_KEY = "sssflow-sha256"
 
 MIB = 1 << 20
 _LONGEST_WAIT_S = 5.0
+_LONGEST_OBJECT_S = 12 * 3600.0
+"""Half of the age from which an unfinished upload counts as left behind."""
 _ADDRESS = re.compile(r"s3://(?P<bucket>[\w.:-]+)(/(?P<key>[^?#\x00-\x1f]*))?", re.ASCII)
 
 
@@ -46,7 +48,17 @@ class S3Config(Config):
     attempts: int = Field(5, ge=1, le=20, description="Tries of each request.")
     connect_timeout_s: float = Field(5.0, gt=0, le=120, description="To open a connection.")
     read_timeout_s: float = Field(30.0, gt=0, le=600, description="Longest silence of the store.")
-    deadline_s: float = Field(900.0, gt=0, description="Longest time for one object.")
+    deadline_s: float = Field(
+        900.0,
+        gt=0,
+        description="Longest time for one object; see least_mib_per_s.",
+    )
+    least_mib_per_s: float = Field(
+        0.1,
+        gt=0,
+        description="A large object may take as long as it does at this rate, 12 hours at most: a "
+        "download that the time limit ends begins anew the next time.",
+    )
     part_mib: int = Field(16, ge=5, le=1024, description="Size of a part of a large object.")
     parallel: int = Field(4, ge=1, le=64, description="Parts on the way at the same time.")
 
@@ -87,9 +99,12 @@ class S3Address:
 
 @dataclass
 class Clock:
-    """A point in time after which no further attempt is made."""
+    """A time from now on, after which no further attempt is made."""
 
-    ends_s: float
+    allowed_s: float
+
+    def __post_init__(self) -> None:
+        self._ends_s = time.monotonic() + self.allowed_s
 
     def check(self, address: S3Address) -> None:
         """Refuse to go on after the deadline.
@@ -97,11 +112,11 @@ class Clock:
         Raises:
             UnavailableError: It has passed.
         """
-        if time.monotonic() > self.ends_s:
+        if time.monotonic() > self._ends_s:
             raise UnavailableError(
                 "The object store was too slow.",
                 where=address.uri,
-                expected="an end before deadline_s",
+                expected=f"an end within {self.allowed_s:.0f} s",
                 action="Run the same command again; what is finished is kept.",
             )
 
@@ -126,9 +141,10 @@ class S3Calls:
         self._sleep = sleep
         self._random = SystemRandom()
 
-    def clock(self) -> Clock:
-        """The deadline of an operation that begins now."""
-        return Clock(time.monotonic() + self.config.deadline_s)
+    def clock(self, size_bytes: int = 0) -> Clock:
+        """The deadline of an operation that begins now and moves that many bytes."""
+        needed_s = size_bytes / (self.config.least_mib_per_s * MIB)
+        return Clock(max(self.config.deadline_s, min(needed_s, _LONGEST_OBJECT_S)))
 
     def tried(
         self,

@@ -45,7 +45,7 @@ def put_in_parts(
     Raises:
         UploadGoneError: Another process finished or aborted the upload that this call worked on.
     """
-    clock = calls.clock()
+    clock = calls.clock(ref.size_bytes)
     part_bytes = max(calls.config.part_mib * MIB, -(-ref.size_bytes // _MOST_PARTS))
     left = [u for u in _unfinished(calls, address) if u.key == address.key] if take_over else []
     begun = max(left, key=lambda u: u.begun).upload_id if left else None
