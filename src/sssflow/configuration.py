@@ -61,7 +61,9 @@ class _Loader(yaml.SafeLoader):
 class Config(BaseModel):
     """Base of every settings model: frozen, unknown keys refused, defaults validated."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod

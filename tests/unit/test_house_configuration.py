@@ -349,3 +349,11 @@ def test_a_configuration_may_come_from_a_pipe_but_not_from_a_device(tmp_path: Pa
     assert load_config(Experiment, Path(f"/dev/fd/{read}")).train.steps == 3
     os.close(read)
     assert "more than 4194304 bytes" in refusal(path=Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+@pytest.mark.parametrize("key", ["train.sss.mask_min_object_score", "ingest.split.labelled"])
+def test_a_number_is_finite(key: str, value: str) -> None:
+    """As JSON, which records and digests are made of, these would be null: another setting."""
+    with pytest.raises(UsageError, match="finite"):
+        load_config(ExperimentConfig, None, [f"{key}={value}"])
