@@ -243,7 +243,7 @@ def _answered(world: World) -> Iterator[None]:
             "Another process of this training ended, or gave no answer in time.",
             where=f"process {world.rank} of {world.size}",
             expected=f"an answer within {world.timeout_s:g} s",
-            found=str(error).splitlines()[0][:300],
+            found=f"{type(error).__name__}: {error}".splitlines()[0][:300],
             action="Its own message says why; without one, a validation that takes longer needs a "
             "larger --timeout-s. The same command goes on from the newest checkpoint.",
         ) from None

@@ -104,7 +104,7 @@ def launch(module: str, arguments: Sequence[str], shape: Shape) -> None:
             "The processes of the training did not find each other.",
             where=shape.master or "this machine",
             expected=f"{shape.nodes} machine(s) within {shape.timeout_s:g} s",
-            found=str(error).splitlines()[0][:300],
+            found=f"{type(error).__name__}: {error}".splitlines()[0][:300],
             action="Look whether every machine came up, and run the same command again.",
         ) from None
 
