@@ -152,10 +152,12 @@ def _refused(session: Session, error: Exception) -> UnavailableError | None:
 def _is_about(path: Path, named: Path) -> bool:
     """Whether what the system refused is a path that is no folder, or lies around it.
 
-    That is the path, its lock beside it, what should have been made in it, or a folder above it.
+    That is the path, its lock beside it, what should have been made in it, or a folder above it
+    that is not there.
     """
     wanted = path.absolute()
-    around = str(named).startswith(str(wanted)) or named in wanted.parents
+    above = named in wanted.parents and not named.is_dir()
+    around = above or str(named).startswith(str(wanted))
     return around and not os.path.isdir(path)  # noqa: PTH112 - a name that is too long is none
 
 

@@ -57,3 +57,5 @@ def test_a_refused_path_that_nobody_named_is_a_fault(
     for named in ("here", "elsewhere", ".", "here/insid"):
         expected = 69 if named == "here/insid" else 70
         assert run(["train", named, "--print-config"]) == expected
+    monkeypatch.setattr(session, "load_config", lambda *_, **__: tmp_path.read_text())
+    assert run(["train", "elsewhere", "--print-config"]) == 70
