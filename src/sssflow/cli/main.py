@@ -136,6 +136,8 @@ def _refused(session: Session, error: Exception) -> UnavailableError | None:
     named = Path(os.fsdecode(error.filename)).absolute()
     if session.out is not None and _is_about(session.out, named):
         return no_room(session.out, error.strerror)
+    if _is_folder(named):  # such as the working folder, which lies above every argument
+        return None
     values = (part for text in session.arguments for part in (text, text.partition("=")[2]))
     for path in (Path(value) for value in values if value):
         if _is_about(path, named):
@@ -152,13 +154,15 @@ def _refused(session: Session, error: Exception) -> UnavailableError | None:
 def _is_about(path: Path, named: Path) -> bool:
     """Whether what the system refused is a path that is no folder, or lies around it.
 
-    That is the path, its lock beside it, what should have been made in it, or a folder above it
-    that is not there.
+    That is the path, its lock beside it, what should have been made in it, or a folder above it.
     """
     wanted = path.absolute()
-    above = named in wanted.parents and not named.is_dir()
-    around = above or str(named).startswith(str(wanted))
-    return around and not os.path.isdir(path)  # noqa: PTH112 - a name that is too long is none
+    around = str(named).startswith(str(wanted)) or named in wanted.parents
+    return around and not _is_folder(path)
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - pathlib's raises at a name that is too long
 
 
 def _bug(error: Exception, session: Session) -> int:
